@@ -1,0 +1,1 @@
+"""The driver: configuration, graph, launch, completion records, status. No torch."""

@@ -1,0 +1,1 @@
+"""The method: segmenter, CycleGAN, task-informed finetuning, evaluation, report."""
