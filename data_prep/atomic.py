@@ -18,9 +18,7 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
-def replacing(
-    path: Path, *, before_rename: Callable[[], None] | None = None
-) -> Iterator[Path]:
+def replacing(path: Path, *, before_rename: Callable[[], None] | None = None) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
 
     On an exception the temporary file is removed and `path` is left as it was. `before_rename`

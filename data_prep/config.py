@@ -82,9 +82,7 @@ def _convert(loader: _CoreLoader, node: yaml.Node, key: KeyPath, document: Docum
     where = f"{document.source}:{node.start_mark.line + 1}"
     document.places.setdefault(key, where)
     if isinstance(node, yaml.SequenceNode):
-        return [
-            _convert(loader, item, (*key, i), document) for i, item in enumerate(node.value)
-        ]
+        return [_convert(loader, item, (*key, i), document) for i, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         return _scalar(loader, node)
     result: dict[str, Any] = {}
@@ -177,9 +175,7 @@ def parse_model(model: type[Model], document: Document) -> Model:
     try:
         return model.model_validate(copy.deepcopy(document.tree))
     except ValidationError as error:
-        lines = [
-            _describe(model, document, item) for item in error.errors(include_url=False)
-        ]
+        lines = [_describe(model, document, item) for item in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None
 
 

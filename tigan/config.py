@@ -5,7 +5,10 @@ its public code; all else is our own choice and says so. Sizes are [height, widt
 batch sizes are global (over all ranks), durations are counted in images.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -90,7 +93,7 @@ class DiscriminatorConfig(StrictModel):
 
 
 class GanConfig(StrictModel):
-    """CycleGAN real <-> synthetic, without labels (published); the losses' weights are CycleGAN's."""
+    """CycleGAN real <-> synthetic, without labels (published); loss weights are CycleGAN's."""
 
     seed: int = Field(default=0, ge=0, description="weights, data order, augmentation, pools")
     generator: GeneratorConfig = GeneratorConfig()
@@ -151,12 +154,6 @@ class FinetuneConfig(StrictModel):
         "finetunes on the labelled ones alone",
     )
     train_discriminators: bool = Field(default=True, description="discriminators train on")
-    class_weights: Literal["none", "inverse_sqrt"] = Field(
-        default="none", description="cross-entropy weights from the class shares of the labels"
-    )
-    ema: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="decay per step of G_S's moving average; 0 is off"
-    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "FinetuneConfig":
@@ -220,3 +217,35 @@ class EvaluateStage(StrictModel):
     evaluate: EvaluateConfig = EvaluateConfig()
     classes: str = Field(description="class set: configs/classes/NAME.yaml")
     method: Literal["source_only", "cyclegan", "cyclegan_matched", "task_informed"]
+
+
+class ReportStage(StrictModel):
+    """What the stage 'report' is about."""
+
+    title: str = Field(default="Task-informed GAN", min_length=1, description="heading of the page")
+    classes: str = Field(description="class set: configs/classes/NAME.yaml")
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What a stage's `run(job)` is given; it reads its inputs from disk and writes to `stage_dir`.
+
+    `inputs` maps a role to the directory of a finished stage:
+    segmenter: synthetic; gan: synthetic, real; finetune: synthetic, real, segmenter, gan;
+    evaluate: synthetic, real, segmenter and, where images are translated, translator (the
+    directory of a gan or finetune stage); report: the name of every node of the graph, such as
+    'gan' or 'evaluate/cyclegan', whether it is finished or not.
+    """
+
+    stage_dir: Path
+    science: Any
+    training: TrainingConfig
+    inputs: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made: the files that count (relative to `stage_dir`), and figures to show."""
+
+    outputs: list[str]
+    figures: dict[str, float | int | str] = field(default_factory=dict)

@@ -1,0 +1,168 @@
+"""What the command line does: run stages, show their state, cancel them."""
+
+import argparse
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep.config import ConfigError, parse_yaml
+from pipeline import lock, paths, progress, status
+from pipeline.config import Run, config_path, expand, load_run
+from pipeline.display import Display
+from pipeline.frozen import load_run_record, write_run_record
+from pipeline.local import Outcome, Scheduler
+from pipeline.plan import Plan, make_plan, prepare
+from pipeline.profiles import LocalProfile, load_profile
+
+_FOLLOW_EVERY_S = 5.0
+_LOG_LINES = 15
+
+
+def run_stages(args: argparse.Namespace) -> int:
+    """`--stage NAME`: plan and, unless `--dry-run`, run. Returns the exit code."""
+    try:
+        profile = load_profile(args.partition)
+        run, run_dir = _load(args, profile)
+        if args.dry_run:
+            plan = make_plan(run, run_dir, args.stage, profile, args.force)
+            return _dry_run(plan, profile)
+        with lock.driver_lock(run_dir):
+            # Planned under the lock: what another driver has just finished is not begun again.
+            plan = make_plan(run, run_dir, args.stage, profile, args.force)
+            return _run_plan(plan, run, profile)
+    except (ConfigError, lock.LockError) as error:
+        return _refuse(str(error))
+
+
+def _load(args: argparse.Namespace, profile: LocalProfile) -> tuple[Run, Path]:
+    """The run as configured on the command line, and its directory. Raises `ConfigError`."""
+    path = config_path(args.config or profile.run, "runs")
+    sweep = config_path(args.sweep, "sweeps") if args.sweep else None
+    run = load_run(path, args.set, sweep)
+    return run, args.run_dir or paths.run_dir(run.config.name)
+
+
+def _refuse(message: str) -> int:
+    """Print what is wrong, one line each; the exit code is 2."""
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _dry_run(plan: Plan, profile: LocalProfile) -> int:
+    """Print the plan; 2 where something stands in its way."""
+    _print_lines("", status.plan_table(plan, profile))
+    _print_lines("warning: ", plan.warnings)
+    done = sum(state.kind == "done" for state in plan.states.values())
+    print(f"{plan.run_dir}: {len(plan.todo)} stages to run, {done} done; nothing was started")
+    return _refuse("\n".join(plan.problems)) if plan.problems else 0
+
+
+def _print_lines(prefix: str, lines: list[str]) -> None:
+    for line in lines:
+        print(f"{prefix}{line}", flush=True)
+
+
+def _run_plan(plan: Plan, run: Run, profile: LocalProfile) -> int:
+    """Run what the plan says; returns the exit code."""
+    at_work = [name for name in plan.todo if progress.is_running(plan.run_dir / name)]
+    plan.problems += [
+        f"{name}: a process of an earlier driver is still at work on it (process id "
+        f"{progress.read_state(plan.run_dir / name)['pid']}); wait until it ends, or end it"
+        for name in at_work
+    ]
+    _print_lines("warning: ", plan.warnings if not at_work else [])
+    if plan.problems:
+        return _refuse("\n".join(plan.problems))
+    write_run_record(plan.run_dir, run.config)
+    if not plan.todo:
+        _print_results(plan.run_dir)
+        done = sum(state.kind == "done" for state in plan.states.values())
+        print(f"nothing to do: all {done} stages are done")
+        return 0
+    _print_lines("", prepare(plan))
+    print(f"{plan.run_dir}: {len(plan.todo)} stages to run", flush=True)
+    display = Display(Console(), len(plan.todo))
+    try:
+        outcome = Scheduler(plan, profile, display).run()
+    finally:
+        display.close()
+    return _conclude(plan, outcome)
+
+
+def _conclude(plan: Plan, outcome: Outcome) -> int:
+    """Say how the run ended; returns the exit code."""
+    for name, log in outcome.failed.items():
+        with log.open(encoding="utf-8", errors="replace") as file:
+            _print_lines("  | ", [line.rstrip() for line in deque(file, _LOG_LINES)])
+        print(f"{name} failed; the whole log: {log}", flush=True)
+    _print_results(plan.run_dir)
+    if outcome.interrupted:
+        print("stopped; the same command goes on from there")
+        return 130
+    if outcome.failed:
+        left = len(plan.todo) - len(outcome.done) - len(outcome.failed)
+        waiting = f", {left} not started because of that" if left else ""
+        print(f"{len(outcome.failed)} failed{waiting}; the same command tries them again")
+        return 1
+    print(f"done: {len(outcome.done)} stages")
+    return 0
+
+
+def _print_results(run_dir: Path) -> None:
+    """The rows of the report, where there is one, and where the page lies."""
+    _print_lines("", status.results_table(run_dir))
+    page = paths.report_dir(run_dir) / "index.html"
+    if page.is_file():
+        print(f"report: {page}")
+
+
+def _known_run(args: argparse.Namespace) -> tuple[Run, Path]:
+    """The run that a run directory records; `--config` and `--set` are only asked for its name.
+
+    Raises `ConfigError` where there is none.
+    """
+    profile = load_profile(args.partition)
+    run_dir = args.run_dir or _load(args, profile)[1]
+    text = load_run_record(run_dir)
+    if text is None:
+        raise ConfigError(
+            f"{run_dir}: no run here yet; start one with --stage all, or give --run-dir or "
+            "--config as when it was started"
+        )
+    return expand(parse_yaml(text, str(run_dir / paths.RUN_CONFIG))), run_dir
+
+
+def show_status(args: argparse.Namespace) -> int:
+    """`--status`: one table; with `--follow` again and again while a driver is at work."""
+    try:
+        run, run_dir = _known_run(args)
+        while True:
+            plan = make_plan(run, run_dir, "all", load_profile(args.partition))
+            _print_lines("", status.status_table(plan.graph, plan.states, run_dir))
+            _print_lines("", status.failures(plan.graph, plan.states, run_dir))
+            driver = lock.holder(run_dir)
+            if driver is None:
+                print(f"{run_dir}: no driver is at work")
+            else:
+                print(f"{run_dir}: driver {driver['pid']} on {driver['host']} is at work")
+            if not args.follow or driver is None:
+                return 0
+            time.sleep(_FOLLOW_EVERY_S)
+    except ConfigError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def cancel_run(args: argparse.Namespace) -> int:
+    """`--cancel`: ask the driver of the run directory to stop."""
+    try:
+        run_dir = args.run_dir or _load(args, load_profile(args.partition))[1]
+        print(lock.cancel(run_dir))
+    except (ConfigError, lock.LockError) as error:
+        return _refuse(str(error))
+    return 0

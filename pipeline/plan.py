@@ -1,0 +1,220 @@
+"""The plan: the graph held against the disk. Reading it changes nothing; `prepare` acts on it."""
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep import atomic
+from data_prep.config import ConfigError
+from pipeline import paths, progress
+from pipeline.config import MINICITY, Run, RunConfig
+from pipeline.dag import KINDS, STAGE_VERSION, STAGES, Graph, Node, build_graph, root_of, select
+from pipeline.done import load_done, read_done, read_json
+from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, write_frozen
+from pipeline.profiles import LocalProfile
+from pipeline.stale import Found, State, decide
+
+
+@dataclass
+class Plan:
+    """What is to be done, and what stands in the way."""
+
+    run_dir: Path
+    graph: Graph
+    found: Mapping[str, Found]
+    states: Mapping[str, State]
+    todo: list[str]
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    run: Run, run_dir: Path, stage: str, profile: LocalProfile, forced: Collection[str] = ()
+) -> Plan:
+    """Hold `run` against what lies in `run_dir`. Raises `ConfigError` for a wrong stage name."""
+    for name in ({stage} - {"all"}) | set(forced):
+        if name not in STAGES:
+            raise ConfigError(f"no stage {name!r}; there are: {', '.join(STAGES)}")
+    raw, trouble = _raw_hashes(run.config, run_dir)
+    graph = build_graph(run, raw)
+    found = {name: look(run_dir, node) for name, node in graph.items()}
+    states = decide(graph, found, forced)
+    todo = select(graph, {name for name, s in states.items() if s.kind == "done"}, stage)
+    plan = Plan(run_dir, graph, found, states, todo)
+    for name in forced:
+        if not any(graph[n].stage == name for n in todo):
+            plan.problems.append(f"--force {name}: --stage {stage} does not run {name}")
+    for kind, message in trouble.items():
+        if f"pack_{kind}" in todo:
+            plan.problems.append(message)
+        elif states[f"pack_{kind}"].kind == "done" and root_of(run.config, kind) is not None:
+            plan.warnings.append(f"{message}; pack_{kind} is done and is kept")
+    for name in todo:
+        found_here = _rank_problems(graph[name], profile)
+        plan.problems += [line for line in found_here if line not in plan.problems]
+        if progress.is_running(run_dir / name):
+            state = progress.read_state(run_dir / name)
+            plan.warnings.append(
+                f"{name}: process {state['pid']} on {state['host']} is at work on it"
+            )
+    return plan
+
+
+def look(run_dir: Path, node: Node) -> Found:
+    """What lies in the directory of `node`."""
+    folder = paths.stage_dir(run_dir, node.name)
+    if not any(True for _ in own_entries(folder)):
+        return Found()
+    frozen = read_frozen_tree(folder)
+    started = folder / paths.STARTED
+    return Found(
+        has_content=True,
+        config=frozen,
+        record=read_done(folder, str(frozen.get("science_hash"))),
+        started=read_json(started) if started.is_file() else None,
+    )
+
+
+def own_entries(stage_dir: Path) -> list[Path]:
+    """The entries of a stage's directory that are not the directories of its other points."""
+    if not stage_dir.is_dir():
+        return []
+    return [entry for entry in sorted(stage_dir.iterdir()) if not paths.is_point(entry.name)]
+
+
+def _raw_hashes(config: RunConfig, run_dir: Path) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Kind of data -> fingerprint of the user's own data, and what is wrong with it, if so.
+
+    Where the data is gone, a finished pack tells what it was: the pack goes on being valid.
+    """
+    hashes: dict[str, str | None] = {}
+    trouble: dict[str, str] = {}
+    for kind in KINDS:
+        root = root_of(config, kind)
+        if root == MINICITY:
+            continue
+        try:
+            hashes[kind] = _fingerprint(root, kind)
+        except ConfigError as error:
+            trouble[kind] = str(error)
+            pack = run_dir / f"pack_{kind}"
+            raw = read_frozen_tree(pack).get("inputs", {}).get("raw", {})
+            known = load_done(pack) is not None and Path(raw.get("dir", "")).is_absolute()
+            hashes[kind] = raw.get("hash") if known else None
+    return hashes, trouble
+
+
+def _fingerprint(root: str | None, kind: str) -> str:
+    """Fingerprint of a data root. Raises `ConfigError` where it is not given, or not right."""
+    key = f"data.{kind}_root"
+    if root is None:
+        raise ConfigError(
+            f"{key}: not given; give it with --set {key}=PATH (a folder in the layout of "
+            f"{kind.capitalize()}) or --set {key}={MINICITY} (rendered images)"
+        )
+    if not Path(root).is_dir():
+        raise ConfigError(f"{key}: no folder {root}; correct it, or give --set {key}=PATH")
+    from data_prep import sources  # image libraries: only where there is data of the user's own
+
+    try:
+        if kind == "synthia":
+            return sources.fingerprint(Path(root), "synthia")
+        return sources.fingerprint(Path(root), "cityscapes")
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _rank_problems(node: Node, profile: LocalProfile) -> list[str]:
+    """Global batch sizes that the ranks of the profile do not divide."""
+    ranks = profile.resources(node.stage).ranks
+    gan, finetune = node.config.gan, node.config.finetune
+    batches: dict[str, dict[str, int]] = {
+        "segmenter": {"segmenter.batch_size": node.config.segmenter.batch_size},
+        "gan": {"gan.batch_size": gan.batch_size},
+        "finetune": {
+            "finetune.batch_size": finetune.batch_size,
+            "finetune.labelled_per_step": finetune.labelled_per_step,
+        },
+    }
+    return [
+        f"{key}: {size} images cannot be shared evenly by {ranks} ranks; set {key} to a multiple "
+        f"of {ranks}, or stages.{node.stage}.ranks of the profile to a divisor of {size}"
+        for key, size in batches.get(node.stage, {}).items()
+        if size % ranks
+    ]
+
+
+def prepare(plan: Plan) -> list[str]:
+    """Move what is stale aside; returns one line for each move."""
+    return [
+        supersede(plan, plan.graph[name]) for name in plan.todo if plan.states[name].kind == "stale"
+    ]
+
+
+def supersede(plan: Plan, node: Node) -> str:
+    """Move a node's directory to `superseded/`; returns the line that says so.
+
+    Directories of other points stay. done.json goes first and config.yaml last: cut off in
+    between, the rest is neither taken for finished nor left behind.
+    """
+    folder = paths.stage_dir(plan.run_dir, node.name)
+    short = str(plan.found[node.name].config.get("science_hash", ""))[:8]
+    number = 1
+    while (kept := paths.superseded(plan.run_dir, node.stage, node.point, short, number)).exists():
+        number += 1
+    kept.mkdir(parents=True)
+    order = {paths.DONE: 0, paths.CONFIG: 2}
+    for entry in sorted(own_entries(folder), key=lambda entry: order.get(entry.name, 1)):
+        shutil.move(entry, kept / entry.name)
+    atomic.fsync_path(folder)
+    reason = plan.states[node.name].reason
+    return f"{node.name}: {reason}; what was there is kept in {kept}"
+
+
+def freeze(plan: Plan, node: Node, profile: LocalProfile) -> Path:
+    """Write a node's `config.yaml`; returns its directory. Its data and inputs must be known."""
+    assert node.hash is not None, f"{node.name}: its data is not there"
+    resources = profile.resources(node.stage)
+    inputs = {
+        role: InputRef(dir=name, hash=str(plan.graph[name].hash))
+        for role, name in node.inputs.items()
+    }
+    if node.raw_hash is not None:
+        root = root_of(node.config, str(node.science["kind"]))
+        assert root is not None
+        inputs["raw"] = InputRef(dir=str(Path(root).resolve()), hash=node.raw_hash)
+    folder = paths.stage_dir(plan.run_dir, node.name)
+    write_frozen(
+        folder,
+        FrozenStage(
+            stage=node.stage,
+            point=node.point,
+            science_hash=node.hash,
+            stage_version=STAGE_VERSION[node.stage],
+            science=node.science,
+            launch=Launch(
+                training=node.config.training_of(node.stage),
+                ranks=resources.ranks,
+                threads=resources.threads,
+                processes=resources.processes,
+            ),
+            inputs=inputs,
+        ),
+    )
+    return folder
+
+
+def is_finished(plan: Plan, node: Node) -> bool:
+    """Whether a node that was started has a valid done.json now.
+
+    A report is made anew in its place, so there its inputs have to be the present ones.
+    """
+    record = read_done(paths.stage_dir(plan.run_dir, node.name), str(node.hash))
+    if record is None or node.stage != "report":
+        return record is not None
+    inputs = {
+        role: read_done(paths.stage_dir(plan.run_dir, name), str(plan.graph[name].hash))
+        for role, name in node.inputs.items()
+    }
+    return record.inputs == {role: r.output_digest if r else None for role, r in inputs.items()}

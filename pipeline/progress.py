@@ -1,0 +1,144 @@
+"""How far a stage is, as its directory tells: `state.json`, `metrics.jsonl` and `logs/`."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep import atomic
+from pipeline import paths
+from pipeline.done import read_json
+
+StageState = Literal["running", "preempted", "failed", "done"]
+
+
+def process_start(pid: int) -> int:
+    """When a process of this machine started, in ticks since boot; 0 where it cannot be told.
+
+    With the process id it names a process for good: ids alone are used again.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    # Fields after the command's closing parenthesis: state is the third, starttime the 22nd.
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def identity() -> dict[str, Any]:
+    """This process: host, pid and start."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_start": process_start(os.getpid()),
+    }
+
+
+def is_alive(process: dict[str, Any]) -> bool:
+    """Whether the process of an `identity` still runs; one of another host is taken to."""
+    if process.get("host") != socket.gethostname():
+        return bool(process.get("host"))
+    pid = process.get("pid")
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process_start(pid) == process.get("process_start")
+
+
+def write_state(stage_dir: Path, state: StageState, message: str) -> None:
+    """Record what this process does with the stage.
+
+    A failure stands until the next attempt: the ranks that die of it later do not hide it.
+    """
+    attempt = max(1, attempts(stage_dir))
+    before = read_state(stage_dir)
+    if state == "failed" and before.get("state") == "failed" and before["attempt"] == attempt:
+        return
+    content = {
+        "state": state,
+        "attempt": attempt,
+        "message": message,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **identity(),
+    }
+    atomic.write_json(stage_dir / paths.STATE, content)
+
+
+def read_state(stage_dir: Path) -> dict[str, Any]:
+    """`state.json`; empty where there is none."""
+    return read_json(stage_dir / paths.STATE)
+
+
+def is_running(stage_dir: Path) -> bool:
+    """Whether a process is at work in the stage's directory, as far as can be seen from here."""
+    state = read_state(stage_dir)
+    return state.get("state") == "running" and is_alive(state)
+
+
+def attempts(stage_dir: Path) -> int:
+    """How often the stage has been started."""
+    return len(list((stage_dir / paths.LOGS).glob("attempt-*.log")))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The last line of `metrics.jsonl`."""
+
+    images: int
+    total: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Images per second, over the whole stage."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go at that rate; None where it is not known yet."""
+        return (self.total - self.images) / self.rate if self.rate > 0 else None
+
+
+def last_reading(stage_dir: Path) -> Reading | None:
+    """How far the stage is; None where it has not reported yet."""
+    try:
+        with (stage_dir / paths.METRICS).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 65536))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is unfinished
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            values = json.loads(line)
+            return Reading(int(values["images"]), int(values["total"]), float(values["seconds"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def seconds_so_far(stage_dir: Path) -> float:
+    """Wall time that earlier attempts have spent in the stage, as far as they reported it."""
+    reading = last_reading(stage_dir)
+    return reading.seconds if reading else 0.0
+
+
+def duration(seconds: float | None) -> str:
+    """`12s`, `3m20s`, `2h05m`; `-` for None."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

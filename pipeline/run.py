@@ -1,0 +1,80 @@
+"""The command line: plan the graph, run what is not done, show how far it is.
+
+python pipeline/run.py --stage all
+python pipeline/run.py --stage all --set data.cityscapes_root=PATH --config photos
+python pipeline/run.py --status
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Python puts pipeline/ first on the path; the packages lie beside it.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.driver import cancel_run, run_stages, show_status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    p = argparse.ArgumentParser(
+        prog="python pipeline/run.py", description="Run the experiment, stage by stage."
+    )
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--stage", metavar="NAME", help="'all', or one stage and whatever it needs that is not done"
+    )
+    what.add_argument("--status", action="store_true", help="show how far the run is")
+    what.add_argument("--cancel", action="store_true", help="ask the running stages to save, stop")
+    p.add_argument(
+        "--partition",
+        default="local",
+        metavar="NAME",
+        help="where to run: configs/partitions/NAME.yaml (default: local, this machine)",
+    )
+    p.add_argument(
+        "--config",
+        metavar="FILE",
+        help="run config: a file, or a name in configs/runs (default: the partition's)",
+    )
+    p.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/NAME, by the config")
+    p.add_argument("--account", metavar="NAME", help="whom Slurm charges; unused on this machine")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the run config, such as gan.seed=1; may be given again",
+    )
+    p.add_argument(
+        "--sweep", metavar="FILE", help="replaces the run config's sweep (or a name in sweeps)"
+    )
+    p.add_argument("--dry-run", action="store_true", help="print the plan; start nothing")
+    p.add_argument("--follow", action="store_true", help="with --status: again every few seconds")
+    p.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make a finished stage anew; what it made before is kept aside",
+    )
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0: all is done. 1: a stage failed. 2: the command, a config or the data are not right.
+    130: stopped by Ctrl-C or a signal; the same command goes on from there.
+    """
+    args = parser().parse_args(arguments)
+    if args.status:
+        return show_status(args)
+    if args.cancel:
+        return cancel_run(args)
+    return run_stages(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""One stage, from its directory: `python -m pipeline.stages STAGE_DIR`, on every rank.
+
+Exit code 0: done.json is valid. 75: stopped by a signal after saving; start it again to go on.
+1: failed; the last line of the output says why.
+"""
+
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+from data_prep import atomic
+from data_prep.config import StrictModel, parse_model
+from pipeline import paths, prep, progress
+from pipeline.config import ConfigError, science_hash
+from pipeline.dag import STAGE_VERSION
+from pipeline.done import (
+    DoneRecord,
+    OutputRecord,
+    combined,
+    digest_of,
+    read_done,
+    read_json,
+    write_done,
+)
+from pipeline.frozen import FrozenStage, read_frozen
+from pipeline.science import SCIENCE
+from tigan.config import StageJob, StageResult
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, to be started again
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+_LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "opencv-python-headless", "mpi4py")
+
+
+class Stopped(BaseException):
+    """A signal asked this stage to stop. No Exception: nothing in between may swallow it."""
+
+
+class StageError(ValueError):
+    """The stage cannot run as it was frozen; the message is complete."""
+
+
+def env_rank() -> int:
+    """This process's rank as the launcher tells it; 0 where there is none."""
+    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stage of one directory; returns the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m pipeline.stages STAGE_DIR", file=sys.stderr)
+        return 2
+    stage_dir = Path(arguments[0]).resolve()
+    _stop_on_signals()
+    try:
+        run_stage(stage_dir)
+    except Stopped:
+        _ignore_signals()
+        if env_rank() == 0:
+            progress.write_state(stage_dir, "preempted", "saved; start it again to go on")
+        print("stopped by a signal; start it again to go on", flush=True)
+        return EXIT_PREEMPTED
+    except Exception as error:
+        traceback.print_exc()
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        message = f"{kind}{error}".strip()
+        progress.write_state(stage_dir, "failed", message)
+        print(f"error: {stage_dir.name} (rank {env_rank()}): {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop_on_signals() -> None:
+    """Until the stage installs its own flag: a signal ends it by `Stopped`, and its children."""
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a forked helper process: nothing to save
+            os._exit(EXIT_PREEMPTED)
+        raise Stopped
+
+    for number in _SIGNALS:
+        signal.signal(number, stop)
+
+
+def _ignore_signals() -> None:
+    """What is being recorded must not be cut off."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def run_stage(stage_dir: Path) -> None:
+    """Run a frozen stage unless it is done. Raises `StageError`, `Stopped` and what it raises."""
+    frozen = read_frozen(stage_dir)
+    run_dir = paths.run_dir_of(stage_dir, frozen.point)
+    _verify_hash(frozen)
+    inputs, digests = find_inputs(frozen, run_dir)
+    record = read_done(stage_dir, frozen.science_hash)
+    if record is not None and record.inputs == digests:
+        print("already done")
+        return
+    first = env_rank() == 0
+    if first:
+        progress.write_state(stage_dir, "running", "")
+        _note_start(frozen, stage_dir, digests)
+    before = progress.seconds_so_far(stage_dir)
+    started = time.monotonic()
+    science = parse_science(frozen)
+
+    def finish(outputs: dict[str, OutputRecord], result: StageResult, world_size: int) -> None:
+        _ignore_signals()
+        seconds = before + time.monotonic() - started
+        record = DoneRecord(
+            stage=frozen.stage,
+            point=frozen.point,
+            science_hash=frozen.science_hash,
+            stage_version=frozen.stage_version,
+            inputs=digests,
+            output_digest=combined(outputs),
+            outputs=outputs,
+            figures=result.figures,
+            versions=versions(),
+            seconds=round(seconds, 3),
+            world_size=world_size,
+            threads=frozen.launch.threads,
+            restarts=max(0, progress.attempts(stage_dir) - 1),
+        )
+        write_done(stage_dir, record)
+        progress.write_state(stage_dir, "done", "")
+
+    if frozen.stage in _LEARNING:
+        job = StageJob(stage_dir, science, frozen.launch.training, inputs)
+        _run_learning(frozen, job, finish)
+    else:
+        outputs = _run_prep(frozen, science, stage_dir, inputs, before)
+        if first:
+            finish(outputs, StageResult(list(outputs)), frozen.launch.ranks)
+
+
+def _verify_hash(frozen: FrozenStage) -> None:
+    """Raise `StageError` where the code or the class set changed since the driver froze it."""
+    upstream = {role: ref.hash for role, ref in frozen.inputs.items()}
+    now = science_hash(frozen.stage, frozen.science, STAGE_VERSION[frozen.stage], upstream)
+    if now != frozen.science_hash:
+        raise StageError(
+            f"{paths.CONFIG}: frozen as {frozen.science_hash[:10]}, but this code and these class "
+            f"sets make it {now[:10]}; give the driver's command again, which plans anew"
+        )
+
+
+def find_inputs(
+    frozen: FrozenStage, run_dir: Path
+) -> tuple[dict[str, Path], dict[str, str | None]]:
+    """Role -> directory, and role -> output digest (None: not finished, allowed for the report).
+
+    Raises `StageError` where an input is missing, or not the one that the config names.
+    """
+    folders: dict[str, Path] = {}
+    digests: dict[str, str | None] = {}
+    for role, ref in frozen.inputs.items():
+        folders[role] = run_dir / ref.dir
+        if Path(ref.dir).is_absolute():
+            if not folders[role].is_dir():
+                raise StageError(f"input {role}: no folder {ref.dir}; was the data moved?")
+            continue
+        record = read_done(folders[role], ref.hash)
+        if record is None and frozen.stage != "report":
+            raise StageError(
+                f"input {role}: {folders[role]} holds no valid {paths.DONE} of science hash "
+                f"{ref.hash[:10]}; give the driver's command again, which makes it first"
+            )
+        digests[role] = record.output_digest if record else None
+    return folders, digests
+
+
+def _note_start(frozen: FrozenStage, stage_dir: Path, digests: dict[str, str | None]) -> None:
+    """Record what the stage begins with; raise `StageError` where it began with something else."""
+    path = stage_dir / paths.STARTED
+    before = read_json(path)
+    if before == digests and path.is_file():
+        return
+    if path.is_file() and frozen.stage != "report":
+        changed = sorted(role for role in digests if before.get(role) != digests[role])
+        raise StageError(
+            f"its input {', '.join(changed)} was made anew since it began; give the driver's "
+            "command again, which keeps this directory aside and starts afresh"
+        )
+    atomic.write_json(path, digests)
+
+
+def parse_science(frozen: FrozenStage) -> StrictModel:
+    """The science document as the stage's model. Raises `ConfigError`."""
+    from data_prep.config import Document
+
+    try:
+        return parse_model(SCIENCE[frozen.stage], Document(dict(frozen.science), "science"))
+    except ConfigError as error:
+        raise StageError(f"{paths.CONFIG}: {error}") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed, and the machine's name."""
+    found = {"python": platform.python_version(), "host": socket.gethostname()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _segmenter(job: StageJob) -> StageResult:
+    from tigan import segmenter
+
+    return segmenter.run(job)
+
+
+def _gan(job: StageJob) -> StageResult:
+    from tigan import gan
+
+    return gan.run(job)
+
+
+def _finetune(job: StageJob) -> StageResult:
+    from tigan import finetune
+
+    return finetune.run(job)
+
+
+def _evaluate(job: StageJob) -> StageResult:
+    from tigan import evaluate
+
+    return evaluate.run(job)
+
+
+def _report(job: StageJob) -> StageResult:
+    from tigan import report
+
+    return report.run(job)
+
+
+# Functions, not module names: a stage's code is imported inside its call, and found by tools.
+_LEARNING: dict[str, Callable[[StageJob], StageResult]] = {
+    "segmenter": _segmenter,
+    "gan": _gan,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+def _run_learning(
+    frozen: FrozenStage,
+    job: StageJob,
+    finish: Callable[[dict[str, OutputRecord], StageResult, int], None],
+) -> None:
+    """A stage of `tigan`, under all ranks; rank 0 records it."""
+    from tigan import distributed, preemption
+
+    preemption.install()
+    try:
+        with distributed.session(threads=frozen.launch.threads) as group:
+            result = _LEARNING[frozen.stage](job)
+            preemption.ignore()
+            if group.is_first:
+                outputs = {name: digest_of(job.stage_dir / name) for name in sorted(result.outputs)}
+                finish(outputs, result, group.world_size)
+    except preemption.Preempted:
+        raise Stopped from None
+
+
+def _run_prep(
+    frozen: FrozenStage,
+    science: StrictModel,
+    stage_dir: Path,
+    inputs: dict[str, Path],
+    before: float,
+) -> dict[str, OutputRecord]:
+    """A rendering or a packing."""
+    if frozen.stage == "render_synthia":
+        return prep.render_synthia(science, stage_dir, frozen.launch, before)
+    if frozen.stage == "render_cityscapes":
+        return prep.render_cityscapes(science, stage_dir, frozen.launch, before)
+    return prep.pack(science, stage_dir, inputs["raw"], frozen.launch, env_rank(), before)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

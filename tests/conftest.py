@@ -1,0 +1,40 @@
+"""Tiny data sets in both layouts, and their packed forms; tests only read them."""
+
+from pathlib import Path
+
+import pytest
+from tiny_data import PACKED, write_cityscapes, write_synthia
+
+from data_prep.config import PackConfig
+from data_prep.pack import pack
+
+
+@pytest.fixture(scope="session")
+def synthia_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 images in the Synthia layout, 36 x 48 pixels."""
+    return write_synthia(tmp_path_factory.mktemp("synthia"), 10)
+
+
+@pytest.fixture(scope="session")
+def cityscapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 train images of 2 cities and 4 val images in the Cityscapes layout, 36 x 48 pixels."""
+    cities = {"train": {"aachen": 4, "bochum": 3}, "val": {"frankfurt": 4}}
+    return write_cityscapes(tmp_path_factory.mktemp("cityscapes"), cities)
+
+
+@pytest.fixture(scope="session")
+def packed_synthia(tmp_path_factory: pytest.TempPathFactory, synthia_root: Path) -> Path:
+    """`synthia_root` packed at 24 x 32: 7 train images in 3 shards, 3 val images in 1."""
+    packed = tmp_path_factory.mktemp("packed") / "synthia"
+    config = PackConfig(height=PACKED[0], width=PACKED[1], images_per_shard=3, val_images=3)
+    pack("synthia", synthia_root, packed, config)
+    return packed
+
+
+@pytest.fixture(scope="session")
+def packed_cityscapes(tmp_path_factory: pytest.TempPathFactory, cityscapes_root: Path) -> Path:
+    """`cityscapes_root` packed at 24 x 32: 7 train images in 3 shards, 4 val images in 2."""
+    packed = tmp_path_factory.mktemp("packed") / "cityscapes"
+    config = PackConfig(height=PACKED[0], width=PACKED[1], images_per_shard=3)
+    pack("cityscapes", cityscapes_root, packed, config)
+    return packed

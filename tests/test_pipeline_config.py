@@ -1,0 +1,135 @@
+"""Run configs: overrides, sweeps, points, profiles, and the lines that errors are."""
+
+from pathlib import Path
+
+import pytest
+from pipeline_runs import tiny_run
+
+from data_prep.config import CONFIGS, ConfigError
+from pipeline import paths
+from pipeline.config import load_run
+from pipeline.profiles import LocalProfile, StageResources, load_profile
+
+MINICITY = CONFIGS / "runs" / "minicity.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "runs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_runs_are_valid_and_named_like_their_file(path: Path) -> None:
+    run = load_run(path, [])
+    assert run.config.name == path.stem
+    alphas = {point.config.finetune.alpha for point in run.points}
+    assert 0.0 in alphas and len(alphas) > 1  # every treatment has its matched control
+
+
+def test_set_overrides_and_is_read_as_yaml() -> None:
+    run = load_run(MINICITY, ["gan.learning_rate=1e-3", "data.synthia_root=elsewhere"])
+    assert run.config.gan.learning_rate == 1e-3
+    assert run.config.data.synthia_root == "elsewhere"
+    assert all(point.config.gan.learning_rate == 1e-3 for point in run.points)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "parts"),
+    [
+        ("gan.imagess=3", ["gan.imagess", "did you mean 'images'"]),
+        ("finetune.alpha=2", ["finetune.alpha", "less than or equal to 1", "found 2"]),
+        ("classes=nosuch", ["nosuch", "synthia16"]),
+        ("gan.crop=[96, 256]", ["gan.crop", "pack.synthia", "[96, 128]"]),
+        ("stage_training.gam={}", ["stage_training.gam", "'gan'"]),
+        ("gan", ["key=value"]),
+    ],
+)
+def test_wrong_overrides_are_named(assignment: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(MINICITY, [assignment])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_sweep_is_product_within_and_union_over_blocks() -> None:
+    run = tiny_run(
+        [
+            {"gan.seed": [0, 1], "finetune.alpha": [0.0, 0.5]},
+            {"gan.seed": 1, "finetune.alpha": 0.5},  # stands in the first block too
+            {"finetune.labels": 29},
+        ]
+    )
+    assert [dict(point.changed) for point in run.points] == [
+        {"finetune.alpha": 0.0},
+        {},
+        {"gan.seed": 1, "finetune.alpha": 0.0},
+        {"gan.seed": 1},
+        {"finetune.labels": 29},
+    ]
+
+
+def test_equal_values_of_different_types_are_one_point() -> None:
+    run = tiny_run([{"finetune.alpha": [0, 0.0]}])
+    assert len(run.points) == 1
+
+
+def test_lists_are_swept_as_lists_of_lists() -> None:
+    run = tiny_run([{"gan.crop": [[64, 64], [96, 128]]}])
+    assert [point.config.gan.crop for point in run.points] == [[64, 64], [96, 128]]
+
+
+@pytest.mark.parametrize(
+    ("block", "part"),
+    [
+        ({"pack.synthia.height": 48}, "cannot be swept"),
+        ({"classes": "synthia13"}, "cannot be swept"),
+        ({"gan.seed": []}, "expected a value or a list"),
+        ({"gan.generator": {"width": 8}}, "expected a value or a list"),
+        ({"gan.sead": 1}, "did you mean 'seed'"),
+        ({"gan.images": 100}, "decay_from"),
+    ],
+)
+def test_wrong_sweeps_are_named(block: dict[str, object], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        tiny_run([block])
+
+
+def test_sweep_file_replaces_the_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("sweep:\n  - {finetune.alpha: [0.1, 0.9]}\n")
+    assert [p.config.finetune.alpha for p in load_run(MINICITY, [], path).points] == [0.1, 0.9]
+    path.write_text("blocks: []\n")
+    with pytest.raises(ConfigError, match="expected the one key 'sweep'"):
+        load_run(MINICITY, [], path)
+
+
+def test_training_of_a_stage_takes_only_what_is_restated() -> None:
+    run = tiny_run(training={"log_images": 7}, stage_training={"gan": {"num_workers": 2}})
+    assert run.config.training_of("segmenter").num_workers == 0
+    assert run.config.training_of("gan").num_workers == 2
+    assert run.config.training_of("gan").log_images == 7
+
+
+def test_labels_are_safe_and_never_shared() -> None:
+    assert paths.point_label({"gan.seed": 1, "finetune.alpha": 0.5}) == (
+        "finetune.alpha=0.5,gan.seed=1"
+    )
+    odd = [paths.point_label({"segmenter.pretrained": name}) for name in ("a/b", "a_b", "a b")]
+    assert len(set(odd)) == 3
+    long = [paths.point_label({"segmenter.pretrained": "x" * 300 + end}) for end in "ab"]
+    assert long[0] != long[1]
+    for label in odd + long:
+        assert "/" not in label and len(label) < 200 and paths.is_point(label)
+
+
+def test_local_profile_clips_slots_and_keeps_renderings_single() -> None:
+    profile = LocalProfile(
+        kind="local",
+        run="minicity",
+        parallel=2,
+        ranks=2,
+        stages={"render_synthia": StageResources(slots=8, processes=2)},
+    )
+    render, gan = profile.resources("render_synthia"), profile.resources("gan")
+    assert (render.ranks, render.processes, render.slots) == (1, 2, 2)
+    assert (gan.ranks, gan.threads, gan.slots) == (2, 1, 1)
+
+
+def test_unknown_profile_lists_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"--partition nosuch.*local"):
+        load_profile("nosuch")

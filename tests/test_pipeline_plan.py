@@ -1,0 +1,247 @@
+"""What is done, stale or to be run; what is moved aside; what stands in the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from pipeline_runs import PROFILE, finish, finish_all, plan, tiny_run
+from tiny_data import write_cityscapes
+
+from data_prep.config import ConfigError, parse_yaml
+from pipeline import dag
+from pipeline.done import read_done
+from pipeline.frozen import read_frozen, write_yaml
+from pipeline.plan import freeze, is_finished, make_plan, prepare
+from pipeline.profiles import LocalProfile
+
+SWEEP = [{"finetune.alpha": [0.0, 0.5]}]
+
+
+def kinds(run_dir: Path, *args: object, **keys: object) -> dict[str, str]:
+    """Node -> state of the plan, without those that are done."""
+    states = plan(tiny_run(SWEEP, **keys), run_dir).states
+    return {name: state.kind for name, state in states.items() if state.kind != "done"}
+
+
+def test_everything_is_to_run_at_first_and_nothing_at_last(tmp_path: Path) -> None:
+    run = tiny_run(SWEEP)
+    first = plan(run, tmp_path)
+    assert first.todo == list(first.graph)
+    assert {state.kind for state in first.states.values()} == {"run"}
+    finish_all(run, tmp_path)
+    last = plan(run, tmp_path)
+    assert last.todo == [] and last.problems == []
+    assert not (tmp_path / "superseded").exists()
+
+
+def test_moved_run_directory_and_launch_keys_leave_all_done(tmp_path: Path) -> None:
+    finish_all(tiny_run(SWEEP), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert kinds(tmp_path / "there", training={"num_workers": 3}) == {}
+
+
+def test_changed_science_is_stale_with_its_reason_and_downstream(tmp_path: Path) -> None:
+    finish_all(tiny_run(SWEEP), tmp_path)
+    changed = plan(tiny_run(SWEEP, finetune__gamma=3.0), tmp_path)
+    assert set(changed.todo) == {
+        "finetune",
+        "finetune/finetune.alpha=0.0",
+        "evaluate/task_informed",
+        "evaluate/cyclegan_matched,finetune.alpha=0.0",
+        "report",
+    }
+    assert changed.states["finetune"].reason == "finetune.gamma: 10.0 -> 3.0"
+    assert changed.states["evaluate/task_informed"].reason == "its input finetune changed"
+
+
+def test_stage_version_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish_all(tiny_run(), tmp_path)
+    monkeypatch.setitem(dag.STAGE_VERSION, "segmenter", 2)
+    states = plan(tiny_run(), tmp_path).states
+    assert states["segmenter"].reason == "stage version 1 -> 2"
+    assert states["gan"].kind == "done"
+
+
+@pytest.mark.parametrize("damage", ["remove", "shorten", "no done.json", "broken done.json"])
+def test_damaged_outputs_are_not_done(tmp_path: Path, damage: str) -> None:
+    finish_all(tiny_run(SWEEP), tmp_path)
+    output, record = tmp_path / "segmenter" / "out.bin", tmp_path / "segmenter" / "done.json"
+    if damage == "remove":
+        output.unlink()
+    elif damage == "shorten":
+        output.write_text("x")
+    elif damage == "no done.json":
+        record.unlink()
+    else:
+        record.write_text(record.read_text()[:-20])
+    found = kinds(tmp_path)
+    assert found["segmenter"] == "run"
+    assert found["finetune"] == "stale"
+    assert "gan" not in found
+
+
+def test_input_made_anew_with_another_result_makes_downstream_stale(tmp_path: Path) -> None:
+    run = tiny_run(SWEEP)
+    finish_all(run, tmp_path)
+    forced = plan(run, tmp_path, force=("gan",))
+    prepare(forced)
+    finish(forced, forced.graph["gan"], "another result")
+    # As after `--force gan --stage gan` where finetune had been kept: put it back.
+    kept = tmp_path / "superseded" / "finetune"
+    for entry in next(kept.glob("base-*")).iterdir():
+        shutil.move(entry, tmp_path / "finetune" / entry.name)
+    again = plan(run, tmp_path)
+    assert again.states["gan"].kind == "done"
+    assert again.states["finetune"].reason == "its input gan was made anew"
+
+
+def test_begun_stage_resumes_unless_an_input_changed(tmp_path: Path) -> None:
+    run = tiny_run()
+    finish_all(run, tmp_path)
+    (tmp_path / "finetune" / "done.json").unlink()
+    gan = json.loads((tmp_path / "gan" / "done.json").read_text())["output_digest"]
+    started = {"gan": gan}
+    (tmp_path / "finetune" / "inputs.json").write_text(json.dumps(started))
+    states = plan(run, tmp_path).states
+    assert states["finetune"].kind == "stale"  # the other inputs are not those it began with
+    for role, name in plan(run, tmp_path).graph["finetune"].inputs.items():
+        record = json.loads((tmp_path / name / "done.json").read_text())
+        started[role] = record["output_digest"]
+    (tmp_path / "finetune" / "inputs.json").write_text(json.dumps(started))
+    assert plan(run, tmp_path).states["finetune"].kind == "resume"
+
+
+def test_superseded_directory_is_kept_and_points_stay(tmp_path: Path) -> None:
+    finish_all(tiny_run(SWEEP), tmp_path)
+    old = read_frozen(tmp_path / "finetune").science_hash[:8]
+    content = (tmp_path / "finetune" / "out.bin").read_text()
+    # A sweep of one point: the other point's directory lies inside finetune/ and is not touched.
+    changed = plan(tiny_run(finetune__gamma=3.0), tmp_path)
+    lines = prepare(changed)
+    kept = tmp_path / "superseded" / "finetune" / f"base-{old}-1"
+    assert (kept / "out.bin").read_text() == content
+    assert (kept / "done.json").is_file() and (kept / "config.yaml").is_file()
+    assert [p.name for p in (tmp_path / "finetune").iterdir()] == ["finetune.alpha=0.0"]
+    assert (tmp_path / "finetune" / "finetune.alpha=0.0" / "done.json").is_file()
+    line = next(line for line in lines if line.startswith("finetune:"))
+    assert "finetune.gamma: 10.0 -> 3.0" in line and str(kept) in line
+
+
+def test_same_config_superseded_twice_is_numbered(tmp_path: Path) -> None:
+    run = tiny_run()
+    for number in (1, 2):
+        finish_all(run, tmp_path, f"round {number}")
+        prepare(plan(run, tmp_path, force=("gan",)))
+    names = sorted(p.name for p in (tmp_path / "superseded" / "gan").iterdir())
+    assert [name.rpartition("-")[2] for name in names] == ["1", "2"]
+
+
+def test_force_makes_the_stage_and_its_downstream_stale(tmp_path: Path) -> None:
+    run = tiny_run(SWEEP)
+    finish_all(run, tmp_path)
+    forced = plan(run, tmp_path, force=("evaluate",))
+    assert {forced.graph[name].stage for name in forced.todo} == {"evaluate", "report"}
+    prepare(forced)
+    assert sorted(p.name for p in (tmp_path / "superseded").iterdir()) == ["evaluate"]
+    wrong = plan(run, tmp_path, stage="segmenter", force=("gan",))
+    assert wrong.problems == ["--force gan: --stage segmenter does not run gan"]
+
+
+def test_report_is_fresh_only_for_the_present_digests(tmp_path: Path) -> None:
+    run = tiny_run()
+    finish_all(run, tmp_path)
+    record = json.loads((tmp_path / "report" / "done.json").read_text())
+    record["inputs"]["gan"] = None
+    (tmp_path / "report" / "done.json").write_text(json.dumps(record))
+    again = plan(run, tmp_path)
+    assert again.todo == ["report"]
+    assert again.states["report"].kind == "run"  # made anew in its place
+    assert not is_finished(again, again.graph["report"])
+
+
+def test_rendered_images_may_go_once_they_are_packed(tmp_path: Path) -> None:
+    run = tiny_run()
+    finish_all(run, tmp_path)
+    shutil.rmtree(tmp_path / "render_synthia")
+    again = plan(run, tmp_path)
+    assert again.states["render_synthia"].kind == "done"
+    assert again.todo == ["report"]
+    forced = plan(run, tmp_path, force=("pack_synthia",))
+    assert {"render_synthia", "pack_synthia", "segmenter"} <= set(forced.todo)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    cities = {"train": {"aachen": 2}, "val": {"frankfurt": 1}}
+    return write_cityscapes(tmp_path / "photos", cities)
+
+
+def test_own_data_moved_or_gone_keeps_its_pack(tmp_path: Path, photos: Path) -> None:
+    run_dir = tmp_path / "run"
+    data = {"synthia_root": "minicity", "cityscapes_root": str(photos)}
+    finish_all(tiny_run(data=data), run_dir)
+    moved = photos.rename(tmp_path / "elsewhere")
+    after = plan(tiny_run(data={**data, "cityscapes_root": str(moved)}), run_dir)
+    assert (after.todo, after.warnings) == ([], [])
+    gone = plan(tiny_run(data=data), run_dir)
+    assert (gone.todo, gone.problems) == ([], [])
+    assert len(gone.warnings) == 1 and str(photos) in gone.warnings[0]
+    image = next(moved.rglob("*_leftImg8bit.png"))
+    image.write_bytes(image.read_bytes() + b"x")
+    changed = plan(tiny_run(data={**data, "cityscapes_root": str(moved)}), run_dir)
+    assert changed.states["pack_cityscapes"].reason == "its data changed"
+
+
+def test_missing_data_is_a_problem_only_for_what_needs_it(tmp_path: Path) -> None:
+    run = tiny_run(data={"synthia_root": "minicity"})
+    missing = plan(run, tmp_path)
+    assert len(missing.problems) == 1
+    assert "--set data.cityscapes_root=PATH" in missing.problems[0]
+    assert plan(run, tmp_path, stage="segmenter").problems == []
+    nowhere = tiny_run(data={"synthia_root": str(tmp_path / "no"), "cityscapes_root": "minicity"})
+    assert "no folder" in plan(nowhere, tmp_path).problems[0]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    wrong = tiny_run(data={"synthia_root": str(empty), "cityscapes_root": "minicity"})
+    assert "data.synthia_root: " in plan(wrong, tmp_path).problems[0]
+
+
+def test_batches_must_be_shared_evenly(tmp_path: Path) -> None:
+    profile = LocalProfile(kind="local", run="minicity", ranks=4)
+    problems = make_plan(tiny_run(SWEEP), tmp_path, "all", profile).problems
+    assert [line.partition(":")[0] for line in problems] == [
+        "gan.batch_size",
+        "finetune.batch_size",
+    ]
+
+
+def test_unknown_stage_lists_the_stages(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no stage 'gam'; there are: render_synthia"):
+        plan(tiny_run(), tmp_path, stage="gam")
+
+
+def test_frozen_config_reads_back(tmp_path: Path, photos: Path) -> None:
+    data = {"synthia_root": "minicity", "cityscapes_root": str(photos)}
+    made = plan(tiny_run([{"gan.seed": 1}], data=data, training={"log_images": 9}), tmp_path)
+    node = made.graph["gan/gan.seed=1"]
+    frozen = read_frozen(freeze(made, node, PROFILE))
+    assert frozen.science == node.science and frozen.science_hash == node.hash
+    assert frozen.launch.training.log_images == 9
+    assert frozen.inputs["real"].dir == "pack_cityscapes"
+    pack = read_frozen(freeze(made, made.graph["pack_cityscapes"], PROFILE))
+    assert pack.inputs["raw"].dir == str(photos)
+
+
+def test_strings_that_look_like_numbers_survive(tmp_path: Path) -> None:
+    tree = {"a": "1e5", "b": 2e-4, "c": "no", "d": [1, True, None, "0x1f"], "e": {"f": ""}}
+    write_yaml(tmp_path / "x.yaml", tree)
+    assert parse_yaml((tmp_path / "x.yaml").read_text(), "x").tree == tree
+
+
+def test_read_done_wants_the_expected_hash(tmp_path: Path) -> None:
+    run = tiny_run()
+    finish_all(run, tmp_path)
+    node = plan(run, tmp_path).graph["gan"]
+    assert read_done(tmp_path / "gan", str(node.hash)) is not None
+    assert read_done(tmp_path / "gan", "another") is None

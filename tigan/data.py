@@ -1,0 +1,174 @@
+"""Endless, seeded streams of packed images, and the loader that turns them into step batches.
+
+The sample at a position of a stream, its window, flip and jitter are pure functions of
+(seed, position); the batch of a step is a pure function of the images seen. So a loader has no
+state to save, resume is exact, and the order does not depend on ranks or workers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_prep.shards import PackedSplit
+from tigan import augment, distributed, preemption
+
+Indices = NDArray[np.int64]
+Batch = dict[str, "StreamBatch"]
+# Splits the generators of a position (augmentation) from those of an epoch (order).
+_ORDER, _AUGMENT = 0, 1
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """images u8 [n, 3, H, W]; labels u8 [n, H, W] class indices, 255 ignored (absent: None)."""
+
+    images: Tensor
+    labels: Tensor | None
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An endless shuffled order over some images of a packed split, one global batch per step."""
+
+    split: PackedSplit
+    indices: Indices
+    batch_size: int
+    seed: tuple[int, ...]
+    crop: tuple[int, int]
+    flip: bool
+    zoom: tuple[float, float] = (1.0, 1.0)
+    jitter: float = 0.0
+    table: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def index_at(self, position: int) -> int:
+        """The image at `position`: every epoch is a new permutation of all indices."""
+        epoch, offset = divmod(position, len(self.indices))
+        order = np.random.default_rng([*self.seed, _ORDER, epoch]).permutation(len(self.indices))
+        return int(self.indices[order[offset]])
+
+    def sample(self, position: int) -> tuple[augment.Image, augment.Image | None, str]:
+        """Image u8 [h, w, 3], labels u8 [h, w] or None, and key, augmented."""
+        index = self.index_at(position)
+        rng = np.random.default_rng([*self.seed, _AUGMENT, position])
+        size = (self.split.height, self.split.width)
+        rows, columns = augment.crop_window(rng, size, self.crop, self.zoom)
+        image = augment.resize_image(self.split.image(index, rows, columns), self.crop)
+        labels = None
+        if self.table is not None:
+            ids = augment.resize_labels(self.split.labels(index, rows, columns), self.crop)
+            labels = self.table[ids]
+        if self.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+            labels = None if labels is None else labels[:, ::-1]
+        if self.jitter > 0:
+            image = augment.colour_jitter(rng, image, self.jitter)
+        return image, labels, self.split.keys[index]
+
+    def batch(self, step: int, rank: int, world_size: int) -> StreamBatch:
+        """This rank's part of the global batch of `step`."""
+        each = self.batch_size // world_size
+        first = step * self.batch_size + rank * each
+        samples = [self.sample(position) for position in range(first, first + each)]
+        images = np.stack(
+            [np.ascontiguousarray(image.transpose(2, 0, 1)) for image, _, _ in samples]
+        )
+        labels = [labels for _, labels, _ in samples if labels is not None]
+        return StreamBatch(
+            torch.from_numpy(images),
+            torch.from_numpy(np.stack(labels)) if labels else None,
+            [key for _, _, key in samples],
+        )
+
+
+class StepBatches(Dataset[Batch]):
+    """Item s = this rank's batches of step s, one of each stream."""
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        for name, stream in streams.items():
+            if len(stream.indices) == 0:
+                raise ValueError(f"{name}: no images to train on in {stream.split.packed_dir}")
+            distributed.share(stream.batch_size, f"images per step of '{name}'")
+        self._streams = dict(streams)
+        group = distributed.group()
+        self._rank, self._world_size = group.rank, group.world_size
+
+    def __getitem__(self, step: int) -> Batch:
+        return {
+            name: stream.batch(step, self._rank, self._world_size)
+            for name, stream in self._streams.items()
+        }
+
+
+def load_from(batches: StepBatches, first_step: int, num_workers: int) -> Iterator[Batch]:
+    """The batches of `first_step`, `first_step` + 1, ..., without end."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=_CountFrom(first_step),
+        num_workers=num_workers,
+        pin_memory=distributed.group().device.type == "cuda",
+        worker_init_fn=_start_worker,
+        # iter(DataLoader) draws a seed: from here, not from the generator of the training.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+class _CountFrom(torch.utils.data.Sampler[int]):
+    """first, first + 1, first + 2, ..."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        step = self._first
+        while True:
+            yield step
+            step += 1
+
+
+def _start_worker(worker: int) -> None:
+    # Slurm signals every process of a step; only the rank itself may act on it.
+    preemption.ignore()
+    torch.set_num_threads(1)
+
+
+def city(key: str) -> str:
+    """The sequence that an image belongs to: 'aachen' of 'aachen_000003_000019'."""
+    return key.rsplit("/", 1)[-1].split("_", 1)[0]
+
+
+def train_and_selection(split: PackedSplit, fraction: float) -> tuple[Indices, Indices]:
+    """Indices to train on, and the selection split: the last `fraction` of every city's images.
+
+    The end of a city and not a random draw: neighbouring frames are near-duplicates.
+    """
+    by_city: dict[str, list[int]] = {}
+    for index, key in sorted(enumerate(split.keys), key=lambda item: item[1]):
+        by_city.setdefault(city(key), []).append(index)
+    train: list[int] = []
+    selection: list[int] = []
+    for members in by_city.values():
+        kept = len(members) - int(len(members) * fraction)
+        train += members[:kept]
+        selection += members[kept:]
+    return np.array(train, np.int64), np.array(selection, np.int64)
+
+
+def draw_labelled(train: Indices, labels: int, draw: int) -> Indices:
+    """The first `labels` of a permutation of `train` seeded by `draw`: draws are nested.
+
+    Raises ValueError where more labels are asked for than there are images.
+    """
+    if labels > len(train):
+        raise ValueError(
+            f"finetune.labels: {labels} asked for, but only {len(train)} train images are left "
+            "beside the selection split; lower finetune.labels or selection_fraction"
+        )
+    return train[np.random.default_rng([draw, 14]).permutation(len(train))[:labels]]

@@ -1,0 +1,171 @@
+"""Ranks, devices and reductions: the same code for one process, gloo on CPUs and NCCL on GPUs."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among the ranks.
+
+    `control` is a gloo group beside NCCL: flags and small objects go over it, so that asking
+    'does anyone have to stop?' in every step does not stall the GPU's stream.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    control: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+_group = Group(0, 1, torch.device("cpu"))
+
+
+def group() -> Group:
+    """The current group; one rank on the CPU outside of `session`."""
+    return _group
+
+
+@contextmanager
+def session(threads: int = 1, timeout_min: float = 10.0) -> Iterator[Group]:
+    """Join the ranks that the launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
+
+    One GPU per rank by LOCAL_RANK where CUDA is there, else the CPU with `threads` threads.
+    Raises ValueError where a node has fewer GPUs than ranks.
+    """
+    global _group
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(threads)
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cpu":
+        # On GPUs some of our kernels have no deterministic form; there, only state is exact.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    control = None
+    if world_size > 1:
+        timeout = timedelta(minutes=timeout_min)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+    _group = Group(int(os.environ.get("RANK", "0")), world_size, device, control)
+    try:
+        yield _group
+    finally:
+        _group = Group(0, 1, torch.device("cpu"))
+    # Not on the failure path: a rank that died would leave the others waiting in here.
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    """This rank's device. Raises ValueError for more ranks than GPUs on a node."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"LOCAL_RANK {local_rank}: this node shows {torch.cuda.device_count()} GPUs; start at "
+            "most one rank per GPU (profile keys ranks and gpus_per_node)"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def share(count: int, name: str) -> int:
+    """This rank's part of a global `count`. Raises ValueError where the ranks do not divide it."""
+    if count % _group.world_size:
+        raise ValueError(
+            f"{name}: {count} cannot be shared evenly by {_group.world_size} ranks; choose a "
+            f"multiple of {_group.world_size} or another number of ranks"
+        )
+    return count // _group.world_size
+
+
+def agree_max(value: int) -> int:
+    """The largest `value` of all ranks, over the control group."""
+    if _group.world_size == 1:
+        return value
+    tensor = torch.tensor([value])
+    dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_group.control)
+    return int(tensor.item())
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` on every rank, over the control group."""
+    if _group.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_group.control)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank, over the control group."""
+    if _group.world_size == 1:
+        return [value]
+    box: list[Any] = [None] * _group.world_size
+    dist.all_gather_object(box, value, group=_group.control)
+    return box
+
+
+def barrier() -> None:
+    """Wait for all ranks, over the control group."""
+    agree_max(0)
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, outside of autograd; a new tensor."""
+    total = tensor.detach().clone()
+    if _group.world_size > 1:
+        dist.all_reduce(total)
+    return total
+
+
+class _AllSum(torch.autograd.Function):
+    """Sum over ranks whose gradient is summed over ranks too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return all_sum(grads[0])
+
+
+def differentiable_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, within autograd: every rank's loss reaches every rank's input."""
+    return tensor if _group.world_size == 1 else _AllSum.apply(tensor)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average the gradients over ranks in one all-reduce of one flat tensor.
+
+    DistributedDataParallel expects one forward per backward, which a GAN step breaks; one
+    flattened reduction per phase is simple and right (as in NVlabs/stylegan3).
+    """
+    if _group.world_size == 1:
+        return
+    # Every parameter takes part, so that the ranks' flat tensors always have one layout.
+    for parameter in (parameters := list(parameters)):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    dist.all_reduce(flat)
+    flat /= _group.world_size
+    offset = 0
+    for parameter in parameters:
+        size = parameter.numel()
+        parameter.grad = flat[offset : offset + size].view_as(parameter)
+        offset += size
