@@ -86,12 +86,12 @@ def draw_look(style: Style, rng: np.random.Generator) -> Look:
         real=True, sun=sun,
         sunlight=(direct * (1.04 + 0.1 * warm), direct, direct * (0.92 - 0.18 * warm)),
         ambient=(0.4 + 0.42 * dull, 0.42 + 0.42 * dull, 0.45 + 0.42 * dull),
-        shade=0.95, soft=0.004 + 0.02 * dull, haze=float(rng.uniform(110, 400)),
-        zenith=zenith, horizon=low, clouds=float(rng.uniform(0.1, 0.6)),
-        exposure=float(rng.uniform(1.0, 1.35)), saturation=float(rng.uniform(0.85, 1.15)),
-        tint=(float(rng.uniform(0.97, 1.06)), 1.0, float(rng.uniform(0.87, 1.0))),
-        vignette=float(rng.uniform(0.15, 0.35)), blur=float(rng.uniform(0.45, 0.75)),
-        noise=float(rng.uniform(1.5, 4.0)), jpeg=int(rng.integers(62, 88)),
+        shade=0.95, soft=0.004 + 0.02 * dull, haze=float(rng.uniform(300, 1000)),
+        zenith=zenith, horizon=low, clouds=float(rng.uniform(0.05, 0.35)),
+        exposure=float(rng.uniform(1.0, 1.3)), saturation=float(rng.uniform(1.0, 1.4)),
+        tint=(float(rng.uniform(0.99, 1.025)), 1.0, float(rng.uniform(0.94, 1.0))),
+        vignette=float(rng.uniform(0.06, 0.18)), blur=float(rng.uniform(0.36, 0.6)),
+        noise=float(rng.uniform(0.9, 2.4)), jpeg=int(rng.integers(62, 88)),
     )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def load_run(path: Path, assignments: list[str], sweep: Path | None = None) -> R
 def expand(document: Document) -> Run:
     """Validate the base config and every point of its sweep. Raises `ConfigError`."""
     base = parse_model(RunConfig, document)
-    load_class_set(base.classes)
+    _classes_called(base.classes)
     points: list[Point] = []
     for number, block in enumerate(base.sweep, 1):
         place = f"{document.place(('sweep', number - 1))}: sweep block {number}"
@@ -265,12 +265,17 @@ def _class_contents(stage: str, science: Mapping[str, Any]) -> Any:
     """The class set's contents; a list, since class c is the c-th entry. None where not used."""
     if stage not in CLASS_STAGES:
         return None
-    path = named_config("classes", science["classes"])
-    classes = _class_set(science["classes"], path, _stamp(path))
+    classes = _classes_called(science["classes"])
     contents: list[Any] = [[name, ids] for name, ids in classes.classes.items()]
     if stage in COLOUR_STAGES:
         contents.append(classes.colours)
     return contents
+
+
+def _classes_called(name: str) -> ClassSet:
+    """The class set `configs/classes/NAME.yaml`. Raises `ConfigError`."""
+    path = named_config("classes", name)
+    return _class_set(name, path, _stamp(path))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

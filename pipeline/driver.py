@@ -70,8 +70,9 @@ def _run_plan(plan: Plan, run: Run, profile: LocalProfile) -> int:
     """Run what the plan says; returns the exit code."""
     at_work = [name for name in plan.todo if progress.is_running(plan.run_dir / name)]
     plan.problems += [
-        f"{name}: a process of an earlier driver is still at work on it (process id "
-        f"{progress.read_state(plan.run_dir / name)['pid']}); wait until it ends, or end it"
+        f"{name}: a process of an earlier driver is still at work on it "
+        f"({progress.named(plan.run_dir / name)}); wait until it ends, or end it (if that machine "
+        f"is gone, delete {plan.run_dir / name / paths.STATE})"
         for name in at_work
     ]
     _print_lines("warning: ", plan.warnings if not at_work else [])

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field
 
 from data_prep import atomic
-from data_prep.config import ConfigError, StrictModel, load_yaml, parse_model, parse_yaml
+from data_prep.config import ConfigError, StrictModel, load_yaml, parse_model
 from pipeline import paths
 from pipeline.config import RunConfig, StageName
 from tigan.config import TrainingConfig
@@ -45,14 +45,25 @@ class FrozenStage(StrictModel):
     inputs: dict[str, InputRef]
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper for readers of YAML 1.2, such as our own strict loader.
+
+    PyYAML leaves strings such as 1e5 unquoted: numbers by YAML 1.2, but not by its own 1.1.
+    """
+
+
+def _quoted_if_numeric(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if text[:1] in set("+-.0123456789") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted_if_numeric)
+
+
 def write_yaml(path: Path, tree: Mapping[str, Any], comment: str = "") -> None:
     """Write `tree` as YAML, atomically, such that our own strict loader reads back the same."""
-    text = comment + yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
-    if parse_yaml(text, str(path)).tree != tree:
-        # PyYAML leaves strings such as 1e5 unquoted, which YAML 1.2 reads as numbers; JSON is
-        # YAML too, and quotes every string.
-        text = comment + yaml.safe_dump(dict(tree), sort_keys=False, default_style='"')
-    atomic.write_text(path, text)
+    text = yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    atomic.write_text(path, comment + text)
 
 
 def write_frozen(stage_dir: Path, frozen: FrozenStage) -> None:

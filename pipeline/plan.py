@@ -54,10 +54,7 @@ def make_plan(
         found_here = _rank_problems(graph[name], profile)
         plan.problems += [line for line in found_here if line not in plan.problems]
         if progress.is_running(run_dir / name):
-            state = progress.read_state(run_dir / name)
-            plan.warnings.append(
-                f"{name}: process {state['pid']} on {state['host']} is at work on it"
-            )
+            plan.warnings.append(f"{name}: {progress.named(run_dir / name)} is at work on it")
     return plan
 
 
@@ -66,6 +63,9 @@ def look(run_dir: Path, node: Node) -> Found:
     folder = paths.stage_dir(run_dir, node.name)
     if not any(True for _ in own_entries(folder)):
         return Found()
+    record = read_done(folder, str(node.hash))
+    if record is not None:  # the usual case: done, and its config.yaml need not be parsed
+        return Found(True, {"science_hash": record.science_hash}, record, record.inputs)
     frozen = read_frozen_tree(folder)
     started = folder / paths.STARTED
     return Found(

@@ -84,6 +84,12 @@ def is_running(stage_dir: Path) -> bool:
     return state.get("state") == "running" and is_alive(state)
 
 
+def named(stage_dir: Path) -> str:
+    """The process of `state.json` in words."""
+    state = read_state(stage_dir)
+    return f"process id {state.get('pid')} on {state.get('host')}"
+
+
 def attempts(stage_dir: Path) -> int:
     """How often the stage has been started."""
     return len(list((stage_dir / paths.LOGS).glob("attempt-*.log")))

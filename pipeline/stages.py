@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep import atomic
-from data_prep.config import StrictModel, parse_model
+from data_prep.config import ConfigError, Document, StrictModel, parse_model
 from pipeline import paths, prep, progress
-from pipeline.config import ConfigError, science_hash
+from pipeline.config import science_hash
 from pipeline.dag import STAGE_VERSION
 from pipeline.done import (
     DoneRecord,
@@ -198,8 +198,6 @@ def _note_start(frozen: FrozenStage, stage_dir: Path, digests: dict[str, str | N
 
 def parse_science(frozen: FrozenStage) -> StrictModel:
     """The science document as the stage's model. Raises `ConfigError`."""
-    from data_prep.config import Document
-
     try:
         return parse_model(SCIENCE[frozen.stage], Document(dict(frozen.science), "science"))
     except ConfigError as error:

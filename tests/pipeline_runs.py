@@ -1,12 +1,14 @@
 """Small runs for the pipeline's tests, and stages that are stand-ins at the process boundary."""
 
+import copy
 import json
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import CONFIGS, load_yaml, set_key
+from data_prep.config import Document, load_yaml, set_key
 from pipeline.config import Run, expand
 from pipeline.dag import Node
 from pipeline.done import DoneRecord, combined, digest_of, load_done, write_done
@@ -14,12 +16,18 @@ from pipeline.plan import Plan, freeze, make_plan, prepare
 from pipeline.profiles import LocalProfile, Resources
 
 PROFILE = LocalProfile(kind="local", run="minicity")
+RUN_CONFIG = Path(__file__).with_name("pipeline_run.yaml")
 FAKE_STAGE = Path(__file__).with_name("fake_stage.py")
 
 
+@cache
+def _document() -> Document:
+    return load_yaml(RUN_CONFIG)
+
+
 def tiny_run(sweep: list[dict[str, Any]] | None = None, **keys: Any) -> Run:
-    """The MiniCity config with another sweep; `gan__seed=1` sets gan.seed."""
-    document = load_yaml(CONFIGS / "runs" / "minicity.yaml")
+    """`pipeline_run.yaml` with another sweep; `gan__seed=1` sets gan.seed."""
+    document = copy.deepcopy(_document())
     set_key(document, ("sweep",), sweep or [], "test")
     for key, value in keys.items():
         set_key(document, tuple(key.split("__")), value, "test")

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import pytest
-from pipeline_runs import tiny_run
+from pipeline_runs import RUN_CONFIG, tiny_run
 
 from data_prep.config import CONFIGS, ConfigError
 from pipeline import paths
 from pipeline.config import load_run
 from pipeline.profiles import LocalProfile, StageResources, load_profile
-
-MINICITY = CONFIGS / "runs" / "minicity.yaml"
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "runs").glob("*.yaml")), ids=lambda p: p.stem)
@@ -22,7 +20,7 @@ def test_shipped_runs_are_valid_and_named_like_their_file(path: Path) -> None:
 
 
 def test_set_overrides_and_is_read_as_yaml() -> None:
-    run = load_run(MINICITY, ["gan.learning_rate=1e-3", "data.synthia_root=elsewhere"])
+    run = load_run(RUN_CONFIG, ["gan.learning_rate=1e-3", "data.synthia_root=elsewhere"])
     assert run.config.gan.learning_rate == 1e-3
     assert run.config.data.synthia_root == "elsewhere"
     assert all(point.config.gan.learning_rate == 1e-3 for point in run.points)
@@ -41,7 +39,7 @@ def test_set_overrides_and_is_read_as_yaml() -> None:
 )
 def test_wrong_overrides_are_named(assignment: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_run(MINICITY, [assignment])
+        load_run(RUN_CONFIG, [assignment])
     for part in parts:
         assert part in str(caught.value)
 
@@ -92,10 +90,10 @@ def test_wrong_sweeps_are_named(block: dict[str, object], part: str) -> None:
 def test_sweep_file_replaces_the_sweep(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("sweep:\n  - {finetune.alpha: [0.1, 0.9]}\n")
-    assert [p.config.finetune.alpha for p in load_run(MINICITY, [], path).points] == [0.1, 0.9]
+    assert [p.config.finetune.alpha for p in load_run(RUN_CONFIG, [], path).points] == [0.1, 0.9]
     path.write_text("blocks: []\n")
     with pytest.raises(ConfigError, match="expected the one key 'sweep'"):
-        load_run(MINICITY, [], path)
+        load_run(RUN_CONFIG, [], path)
 
 
 def test_training_of_a_stage_takes_only_what_is_restated() -> None:
@@ -133,3 +131,9 @@ def test_local_profile_clips_slots_and_keeps_renderings_single() -> None:
 def test_unknown_profile_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"--partition nosuch.*local"):
         load_profile("nosuch")
+
+
+def test_default_partition_names_a_shipped_run() -> None:
+    profile = load_profile("local")
+    assert (CONFIGS / "runs" / f"{profile.run}.yaml").is_file()
+    assert profile.resources("render_synthia").slots == profile.parallel

@@ -1,0 +1,131 @@
+"""`python -m pipeline.stages`: data stages run for real, and what stops a stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pipeline_runs import PROFILE, finish_all, plan, tiny_run
+
+from data_prep.config import REPO_ROOT
+from pipeline import progress
+from pipeline.done import load_done
+from pipeline.frozen import read_frozen, write_frozen
+from pipeline.plan import freeze
+from pipeline.stages import EXIT_PREEMPTED
+
+SMALL = {
+    "minicity": {
+        "height": 64,
+        "width": 96,
+        "synthia_images": 3,
+        "train_images": 2,
+        "val_images": 1,
+    },
+    "pack__synthia": {"height": 32, "width": 48, "images_per_shard": 2, "val_images": 1},
+    "pack__cityscapes": {"height": 32, "width": 48},
+    "segmenter__crop": [32, 48],
+    "gan__crop": [32, 48],
+}
+
+
+def command(stage_dir: Path) -> list[str]:
+    return [sys.executable, "-m", "pipeline.stages", str(stage_dir)]
+
+
+def stage(stage_dir: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(stage_dir), cwd=REPO_ROOT, capture_output=True, text=True)
+
+
+def frozen_dir(run_dir: Path, name: str, **keys: object) -> Path:
+    made = plan(tiny_run(**{**SMALL, **keys}), run_dir)
+    return freeze(made, made.graph[name], PROFILE)
+
+
+def test_render_then_pack(tmp_path: Path) -> None:
+    render = stage(frozen_dir(tmp_path, "render_synthia"))
+    assert render.returncode == 0, render.stderr
+    folder = frozen_dir(tmp_path, "pack_synthia")
+    packing = stage(folder)
+    assert packing.returncode == 0, packing.stderr
+    record = load_done(folder)
+    assert record is not None
+    assert set(record.outputs) == {
+        "index.json",
+        "train-00000.h5",
+        "val-00000.h5",
+    }
+    rendered = load_done(tmp_path / "render_synthia")
+    assert rendered is not None and record.inputs == {"raw": rendered.output_digest}
+    reading = progress.last_reading(folder)
+    assert reading is not None and (reading.images, reading.total) == (3, 3)
+    todo = plan(tiny_run(**SMALL), tmp_path, stage="segmenter").todo
+    assert todo == ["segmenter"]
+    # Done is done: nothing is written a second time.
+    before = (folder / "done.json").stat().st_mtime_ns
+    assert stage(folder).stdout.strip() == "already done"
+    assert (folder / "done.json").stat().st_mtime_ns == before
+
+
+def test_unfinished_input_is_one_clear_error(tmp_path: Path) -> None:
+    folder = frozen_dir(tmp_path, "pack_synthia")
+    result = stage(folder)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: pack_synthia (rank 0): input raw: ")
+    assert "no valid done.json" in last
+    state = progress.read_state(folder)
+    assert state["state"] == "failed" and "no valid done.json" in state["message"]
+
+
+def test_changed_code_or_classes_since_the_plan_are_refused(tmp_path: Path) -> None:
+    folder = frozen_dir(tmp_path, "render_synthia")
+    frozen = read_frozen(folder)
+    changed = {**frozen.science, "images": 4}
+    write_frozen(folder, frozen.model_copy(update={"science": changed}))
+    result = stage(folder)
+    assert result.returncode == 1 and "plans anew" in result.stderr.splitlines()[-1]
+    assert not (folder / "RAND_CITYSCAPES").exists()
+
+
+def test_input_made_anew_since_the_start_is_refused(tmp_path: Path) -> None:
+    run = tiny_run(**SMALL)
+    finish_all(run, tmp_path)
+    folder = tmp_path / "pack_synthia"
+    (folder / "done.json").unlink()
+    (folder / "inputs.json").write_text(json.dumps({"raw": "another digest"}))
+    result = stage(folder)
+    assert result.returncode == 1
+    assert "its input raw was made anew since it began" in result.stderr.splitlines()[-1]
+
+
+def test_signal_stops_a_data_stage_and_it_goes_on(tmp_path: Path) -> None:
+    many = {**SMALL["minicity"], "synthia_images": 5000}
+    folder = frozen_dir(tmp_path, "render_synthia", minicity=many)
+    environment = {**os.environ, "PYTHONPATH": str(REPO_ROOT)}
+    with subprocess.Popen(
+        command(folder), env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        while not (folder / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == EXIT_PREEMPTED
+    assert progress.read_state(folder)["state"] == "preempted"
+    assert load_done(folder) is None
+    assert not progress.is_running(folder)
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+def test_usage(arguments: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.stages", *arguments],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "usage" in result.stderr

@@ -1,0 +1,163 @@
+"""Stop after k images, start again: bit for bit the straight run, pools and noise included."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_jobs import finetune_science, gan_science, job, same_state, segmenter_science
+
+from tigan import checkpoint, finetune, gan, preemption, segmenter
+from tigan.config import StageJob, StageResult
+from tigan.metrics import read
+
+Stage = Callable[[StageJob], StageResult]
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
+) -> dict[str, Path]:
+    """Finished segmenter and gan stages on the tiny data."""
+    root = tmp_path_factory.mktemp("stages")
+    roles = {"synthetic": packed_synthia, "real": packed_cityscapes}
+    for name, stage, science in (
+        ("segmenter", segmenter.run, segmenter_science()),
+        ("gan", gan.run, gan_science()),
+    ):
+        stage(job(root / name, science, roles))
+        roles = roles | {name: root / name}
+    return roles
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Answer 'stop' at the given questions (one question per loop iteration of all attempts)."""
+    asked = iter(range(10_000))
+    monkeypatch.setattr(preemption, "agreed", lambda: next(asked) in steps)
+
+
+def run_to_the_end(stage: Stage, task: StageJob) -> int:
+    """Start again after every stop, as a scheduler would; the number of stops."""
+    stops = 0
+    while True:
+        try:
+            stage(task)
+        except preemption.Preempted:
+            stops += 1
+            continue
+        return stops
+
+
+def weights(folder: Path) -> object:
+    (file,) = [f for f in folder.glob("*.pt")]
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["segmenter", "gan", "finetune"])
+def test_resumed_is_straight_bit_for_bit(
+    name: str, tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    science = {
+        "segmenter": segmenter_science(),
+        "gan": gan_science(),
+        "finetune": finetune_science(),
+    }[name]
+    stage: Stage = {"segmenter": segmenter.run, "gan": gan.run, "finetune": finetune.run}[name]
+    straight, broken = (job(tmp_path / part, science, inputs) for part in ("straight", "broken"))
+    assert run_to_the_end(stage, straight) == 0
+    stop_at(monkeypatch, 1, 4)
+    assert run_to_the_end(stage, broken) == 2
+    assert same_state(weights(straight.stage_dir), weights(broken.stage_dir))
+
+    def lines(task: StageJob) -> list[tuple[object, ...]]:
+        return [
+            (m["images"], m["kind"], m["values"]) for m in read(task.stage_dir / "metrics.jsonl")
+        ]
+
+    assert lines(straight) == lines(broken)
+
+
+def test_work_after_the_last_checkpoint_is_done_again_exactly(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    # A kill -9: what is on disk is an older checkpoint and metrics that ran ahead of it.
+    task = job(tmp_path / "gan", gan_science(), inputs)
+    gan.run(task)
+    expected, metrics = weights(task.stage_dir), read(task.stage_dir / "metrics.jsonl")
+    newest = max((task.stage_dir / "checkpoints").iterdir())
+    shutil.rmtree(newest)
+    (task.stage_dir / "translator.pt").unlink()
+    gan.run(task)
+    assert same_state(expected, weights(task.stage_dir))
+    again = read(task.stage_dir / "metrics.jsonl")
+    assert [(m["images"], m["values"]) for m in again] == [
+        (m["images"], m["values"]) for m in metrics
+    ]
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    task = job(tmp_path / "gan", gan_science(), inputs)
+    gan.run(task)
+    expected = weights(task.stage_dir)
+    newest = max((task.stage_dir / "checkpoints").iterdir())
+    data = bytearray((newest / "state.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "state.pt").write_bytes(data)
+    (task.stage_dir / "translator.pt").unlink()
+    with pytest.warns(UserWarning, match="damaged checkpoint"):
+        gan.run(task)
+    assert same_state(expected, weights(task.stage_dir))
+
+
+def test_two_checkpoints_are_kept_and_unfinished_ones_cleared(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    task = job(tmp_path / "gan", gan_science(), inputs)
+    half = task.stage_dir / "checkpoints" / "0000000002"
+    half.mkdir(parents=True)
+    (half / "state.pt").write_bytes(b"half")
+    gan.run(task)
+    assert sorted(p.name for p in (task.stage_dir / "checkpoints").iterdir()) == [
+        "0000000008",
+        "0000000012",
+    ]
+
+
+def test_learning_rate_that_changed_is_refused(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    task = job(tmp_path / "gan", gan_science(images=12), inputs)
+    gan.run(task)
+    changed = job(tmp_path / "gan", gan_science(images=40, decay_from=0), inputs)
+    with pytest.raises(AssertionError, match="saved at learning rate"):
+        gan.run(changed)
+
+
+def test_zombie_of_an_older_attempt_cannot_write(tmp_path: Path) -> None:
+    old = checkpoint.claim(tmp_path)
+    new = checkpoint.claim(tmp_path)
+    with pytest.raises(RuntimeError, match="a newer attempt"):
+        checkpoint.save(tmp_path, old, 4, {}, {}, keep=2)
+    assert checkpoint.latest(tmp_path) is None
+    checkpoint.save(tmp_path, new, 4, {"x": 1}, {}, keep=2)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and checkpoint.load(found)[0] == {"x": 1}
+
+
+def test_unfinished_metrics_line_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    line = {"images": 1, "total": 2, "seconds": 0.1, "kind": "train", "values": {}}
+    file.write_text(json.dumps(line) + "\n" + '{"images": 2, "to')
+    assert read(file) == [line]
+
+
+def test_dropout_noise_is_a_function_of_images() -> None:
+    from tigan.loop import seed_generators
+
+    draws = []
+    for images in (0, 8, 0):
+        seed_generators(1, images, 0)
+        draws.append(torch.nn.functional.dropout(torch.ones(64)))
+    assert torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[1])
