@@ -1,6 +1,11 @@
 """Tiny data sets in both layouts, and their packed forms; tests only read them."""
 
+import os
 from pathlib import Path
+
+# Before torch and OpenBLAS start their threads: tests run beside each other, and beside a user's
+# work, on few cores. Child processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from tiny_data import PACKED, write_cityscapes, write_synthia

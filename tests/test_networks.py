@@ -46,7 +46,7 @@ def test_pretrained_backbone_loads_and_a_misfit_names_the_key(tmp_path) -> None:
     )
     loaded = target.net.net.backbone.state_dict()
     assert all(torch.equal(loaded[key], body[key]) for key in body)
-    with pytest.raises(ValueError, match="segmenter.pretrained.*does not fit"):
+    with pytest.raises(ValueError, match=r"segmenter\.pretrained.*does not fit"):
         load_backbone(segmenter(architecture="unet").net, file)
     with pytest.raises(ValueError, match="cannot be read"):
         load_backbone(target.net.net.backbone, tmp_path / "absent.pth")

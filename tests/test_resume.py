@@ -51,7 +51,7 @@ def run_to_the_end(stage: Stage, task: StageJob) -> int:
 
 
 def weights(folder: Path) -> object:
-    (file,) = [f for f in folder.glob("*.pt")]
+    (file,) = list(folder.glob("*.pt"))
     return torch.load(file, weights_only=True)
 
 

@@ -73,6 +73,7 @@ def test_detailed_logging_changes_nothing_that_is_learned() -> None:
     assert same_state(state(run(task, batches())), state(run(task, batches(), detailed=True)))
 
 
+@torch.no_grad()
 def loss_by_the_formula(subject: Translator, task: Task, data: Batch, scales_all: bool) -> float:
     """The generators' loss, image by image, as the poster writes it."""
     nets = subject.modules

@@ -77,46 +77,35 @@ class _ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Compact residual U-Net (Ronneberger et al. 2015) for images too small for stride 8.
 
-    At full resolution there are single convolutions only: that is where the time goes.
+    Full-resolution blocks, though narrow, are what finds poles, lights and wheels.
     """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        widths = [width, width * 2, width * 4, width * 8]
-        self.stem = _conv_bn_relu(3, width)
+        widths = [width, width * 2, width * 4, width * 6]
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.down = nn.ModuleList(
-            _ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            _ResidualBlock(a, b) for a, b in zip([width, *widths[:-1]], widths, strict=True)
         )
         self.up = nn.ModuleList(
-            [
-                _ResidualBlock(widths[3] + widths[2], widths[2]),
-                _ResidualBlock(widths[2] + widths[1], widths[1]),
-                _conv_bn_relu(widths[1] + width, width),
-            ]
+            _ResidualBlock(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         kept: list[Tensor] = []
-        for block in self.down:
+        for depth, block in enumerate(self.down):
+            x = block(F.max_pool2d(x, 2, ceil_mode=True) if depth else x)
             kept.append(x)
-            x = block(F.max_pool2d(x, 2, ceil_mode=True))
+        kept.pop()
         for block in self.up:
             skip = kept.pop()
             # Odd sizes: 2x is one pixel too large there, and is cut to the skip's size.
-            x = x.repeat_interleave(2, -2).repeat_interleave(2, -1)
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
             x = x[..., : skip.shape[-2], : skip.shape[-1]]
             x = block(torch.cat([x, skip], 1))
         return self.head(x)
-
-
-def _conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 class _DeepLab(nn.Module):

@@ -1,0 +1,35 @@
+# make demo: set up, run the whole method on the embedded data.   make test: set up, run all tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Tests share few cores with each other; more threads than cores make all of them wait.
+export OMP_NUM_THREADS = 1
+
+.PHONY: setup demo test unit slow lint bench
+
+setup: $(VENV)/.installed
+
+# A stamp of the files that say what is installed: a second call does nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[mpi,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python pipeline/run.py --stage all
+
+test: lint unit slow
+
+unit: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python tests/bench/reader.py

@@ -1,0 +1,47 @@
+"""pyproject.toml, constraints.txt and environment.yml name the same packages."""
+
+import re
+from pathlib import Path
+
+import tomllib
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+# conda-forge's name for a package of PyPI
+CONDA_NAMES = {"python-xxhash": "xxhash"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def ranges() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    lines = project["dependencies"] + extras
+    return {canonical(r.name): r for r in map(Requirement, lines)}
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    pins = {
+        canonical(line.split("==")[0]): Version(line.split("==")[1])
+        for line in (ROOT / "constraints.txt").read_text().split("\n")
+        if line and not line.startswith("#")
+    }
+    assert pins.keys() == ranges().keys()
+    assert [name for name, r in ranges().items() if pins[name] not in r.specifier] == []
+
+
+def test_conda_environment_has_the_same_ranges() -> None:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    lines = [line for line in listed if isinstance(line, str) and line != "pip"]
+    lines += next(line["pip"] for line in listed if isinstance(line, dict))
+    conda = [Requirement(line) for line in lines]
+    found = {CONDA_NAMES.get(r.name, canonical(r.name)): str(r.specifier) for r in conda}
+    assert found.pop("python") == ">=3.10"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["mpi"]
+    expected = {canonical(r.name): str(r.specifier) for r in map(Requirement, wanted)}
+    assert found == expected
