@@ -29,12 +29,15 @@ def batch_norm_is_over_all_ranks() -> None:
     """Output, gradients and running statistics equal one BatchNorm over the whole batch."""
     torch.manual_seed(0)
     whole = torch.randn(2, 3, 1, 1) * 3 + 5  # one value per channel and rank, as in ASPP's pooling
-    plain, ours = nn.BatchNorm2d(3), GlobalBatchNorm(3)
+    device = distributed.group().device
+    whole = whole.to(device)
+    plain, ours = nn.BatchNorm2d(3).to(device), GlobalBatchNorm(3).to(device)
     for norm in (plain, ours):
         nn.init.uniform_(norm.weight)
     ours.load_state_dict(plain.state_dict())
     a, b = whole.clone().requires_grad_(), part(whole).clone().requires_grad_()
     target = torch.tensor([[[[0.3]], [[-1.0]], [[2.0]]], [[[1.3]], [[0.5]], [[-2.0]]]])
+    target = target.to(device)
     expected, result = plain(a), ours(b)
     (expected - target).pow(3).mean().backward()
     (result - part(target)).pow(3).mean().backward()
@@ -50,7 +53,9 @@ def batch_norm_is_over_all_ranks() -> None:
 def cross_entropy_is_over_all_valid_pixels() -> None:
     """With 3 ignored images of 4, ranks hold unequal numbers of valid pixels."""
     torch.manual_seed(1)
-    logits, labels = torch.randn(4, 5, 4, 4), torch.randint(0, 5, (4, 4, 4)).byte()
+    device = distributed.group().device
+    logits = torch.randn(4, 5, 4, 4).to(device)
+    labels = torch.randint(0, 5, (4, 4, 4)).byte().to(device)
     labels[0], labels[1], labels[2, :2] = 255, 255, 255
     whole = logits.clone().requires_grad_()
     expected = torch.nn.functional.cross_entropy(whole, labels.long(), ignore_index=255)
@@ -75,7 +80,7 @@ def gan_step_equals_one_rank() -> None:
         else:
             group, distributed._group = (
                 distributed._group,
-                distributed.Group(0, 1, torch.device("cpu")),
+                distributed.Group(0, 1, distributed.group().device),
             )
             translation.step(translator, config, None, data, True)
             distributed._group = group
@@ -100,7 +105,7 @@ def same_on_all_ranks(folder: Path) -> None:
     flat = torch.cat(
         [p.detach().flatten() for m in training.modules.values() for p in m.parameters()]
     )
-    assert len({t.numpy().tobytes() for t in distributed.gather_objects(flat)}) == 1
+    assert len({t.numpy().tobytes() for t in distributed.gather_objects(flat.cpu())}) == 1
     found = checkpoint.latest(task.stage_dir)
     assert found is not None and (found / "rank001.pt").is_file()
 
