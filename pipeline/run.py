@@ -13,7 +13,13 @@ if __name__ == "__main__":
     # Python puts pipeline/ first on the path; the packages lie beside it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.driver import cancel_run, run_stages, show_status
+try:
+    from pipeline.driver import cancel_run, run_stages, show_status
+except ModuleNotFoundError as missing:
+    sys.exit(
+        f"error: this Python ({sys.executable}) has no package {missing.name!r}: run `make setup` "
+        "once and use .venv/bin/python, or install the project into your own environment"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
