@@ -108,6 +108,11 @@ class RunConfig(StrictModel):
     def _crops_fit(self) -> "RunConfig":
         synthia, cityscapes = self.pack.synthia, self.pack.cityscapes
         zoom = self.segmenter.scale[1]
+        if cityscapes.height % 4 or cityscapes.width % 4:
+            raise ValueError(
+                f"pack.cityscapes: height {cityscapes.height} and width {cityscapes.width}: whole "
+                "images are translated, and the generators halve twice; use multiples of 4"
+            )
         sizes = [
             ("segmenter.crop", self.segmenter.crop, "pack.synthia", synthia, zoom),
             ("gan.crop", self.gan.crop, "pack.synthia", synthia, 1.0),

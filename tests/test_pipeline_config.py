@@ -33,6 +33,8 @@ def test_set_overrides_and_is_read_as_yaml() -> None:
         ("finetune.alpha=2", ["finetune.alpha", "less than or equal to 1", "found 2"]),
         ("classes=nosuch", ["nosuch", "synthia16"]),
         ("gan.crop=[96, 256]", ["gan.crop", "pack.synthia", "[96, 128]"]),
+        ("gan.crop=[90, 128]", ["gan", "[90, 128]", "multiples of 4"]),
+        ("pack.cityscapes.width=130", ["pack.cityscapes", "130", "multiples of 4"]),
         ("stage_training.gam={}", ["stage_training.gam", "'gan'"]),
         ("gan", ["key=value"]),
     ],

@@ -112,10 +112,11 @@ OTHER: dict[str, Any] = {
     "gan__generator__start": "random",
     "finetune__alpha": 0.25,
     "finetune__alpha_scales": "all",
-    "finetune__class_weights": "inverse_sqrt",
-    "finetune__ema": 0.9,
     "selection_fraction": 0.2,
     "report__title": "another title",
+    # the generators halve twice
+    "pack__cityscapes__height": tiny_run().config.pack.cityscapes.height + 4,
+    "pack__cityscapes__width": tiny_run().config.pack.cityscapes.width + 4,
 }
 SCIENCE = {
     key: value

@@ -118,6 +118,8 @@ class GanConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "GanConfig":
+        if any(length % 4 for length in self.crop):
+            raise ValueError(f"crop: {self.crop}: the generators halve twice; use multiples of 4")
         if self.decay_from > self.images:
             raise ValueError(
                 f"decay_from: {self.decay_from} is past the end; expected at most gan.images "
