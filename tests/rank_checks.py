@@ -50,6 +50,20 @@ def batch_norm_is_over_all_ranks() -> None:
     close(ours.weight.grad, plain.weight.grad)
 
 
+def batch_norm_gradients_are_exact_in_bfloat16() -> None:
+    """Under autocast too, scale and shift get their gradients from float32 sums."""
+    torch.manual_seed(2)
+    whole = (torch.randn(4, 3, 32, 32) + 2).bfloat16().to(distributed.group().device)
+    weights = torch.randn_like(whole)
+    plain, ours = (kind(3).to(whole.device) for kind in (nn.BatchNorm2d, GlobalBatchNorm))
+    (plain(whole.float()) * weights).mean().backward()
+    (ours(part(whole)) * part(weights)).float().mean().backward()
+    distributed.average_gradients(ours.parameters())
+    assert ours.weight.grad is not None and plain.weight.grad is not None
+    error = (ours.weight.grad - plain.weight.grad).abs().max() / plain.weight.grad.abs().max()
+    assert error < 1e-2, float(error)
+
+
 def cross_entropy_is_over_all_valid_pixels() -> None:
     """With 3 ignored images of 4, ranks hold unequal numbers of valid pixels."""
     torch.manual_seed(1)
@@ -117,6 +131,7 @@ def main() -> None:
         assert group.world_size == 2 and distributed.agree_max(group.rank) == 1
         for check in (
             batch_norm_is_over_all_ranks,
+            batch_norm_gradients_are_exact_in_bfloat16,
             cross_entropy_is_over_all_valid_pixels,
             gan_step_equals_one_rank,
         ):

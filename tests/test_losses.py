@@ -8,17 +8,16 @@ from tigan import losses, scores
 
 def test_lsgan_is_mean_squared_error_on_raw_logits() -> None:
     logits = torch.tensor([[[[0.5, 3.0]]], [[[-1.0, 1.0]]]])
-    assert losses.lsgan(logits, 1.0).item() == pytest.approx((0.25 + 4 + 4 + 0) / 4)
-    assert losses.lsgan(logits, 0.0).item() == pytest.approx((0.25 + 9 + 1 + 1) / 4)
+    assert losses.lsgan(logits, 1.0).tolist() == pytest.approx([(0.25 + 4) / 2, (4 + 0) / 2])
+    assert losses.lsgan(logits, 0.0).tolist() == pytest.approx([(0.25 + 9) / 2, (1 + 1) / 2])
 
 
 def test_weights_scale_single_images() -> None:
     logits = torch.randn(3, 1, 2, 2)
     weights = torch.tensor([1.0, 0.25, 0.0])
-    expected = sum(
-        float(w) * losses.lsgan(x[None], 1.0).item() for w, x in zip(weights, logits, strict=True)
-    )
-    assert losses.lsgan(logits, 1.0, weights).item() == pytest.approx(expected / 3)
+    first, second, _ = losses.lsgan(logits, 1.0).tolist()
+    mean = losses.weighted_mean(losses.lsgan(logits, 1.0), weights)
+    assert mean.item() == pytest.approx((first + 0.25 * second) / 3)
 
 
 def test_cross_entropy_ignores_255() -> None:
@@ -49,6 +48,15 @@ def test_loss_that_is_not_finite_names_term_and_images() -> None:
     with pytest.raises(FloatingPointError, match=r"lsgan.*aachen_000001_000019"):
         losses.check_finite(terms, ["aachen_000001_000019"])
     losses.check_finite({"cycle": torch.tensor(1.0)}, [])
+
+
+def test_gradient_that_is_not_finite_stops_before_the_update() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, float("inf")])
+    with pytest.raises(FloatingPointError, match=r"gradient not finite.*key_7"):
+        losses.check_gradients([weight], ["key_7"])
+    weight.grad = torch.tensor([1.0, 2.0])
+    losses.check_gradients([weight], [])
 
 
 def test_confusion_counts_rows_as_ground_truth_and_drops_ignored() -> None:

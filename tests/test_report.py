@@ -39,7 +39,7 @@ def _row(method: str, seed: int, miou: float, **changes: Any) -> dict[str, Any]:
         "segmenter": "scratch",
         "translation": "none" if method == "source_only" else method,
         "method": method,
-        "labels": 14 if method == "task_informed" else 0,
+        "labels": 14 if method in ("task_informed", "cyclegan_matched") else None,
         "draw": 0 if tuned else None,
         "alpha": {"cyclegan_matched": 0.0, "task_informed": 0.5}.get(method),
         "gamma": 10.0 if tuned else None,
@@ -253,8 +253,8 @@ def test_settings_are_not_averaged_and_controls_match(tmp_path: Path) -> None:
         (g.method, g.labels, *g.settings): [round(m.miou, 3) for m in g.members] for g in groups
     }
     assert found == {
-        ("cyclegan_matched", 0): [0.30, 0.10],
-        ("cyclegan_matched", 0, "finetune.learning_rate"): [0.20],
+        ("cyclegan_matched", 14): [0.30, 0.10],
+        ("cyclegan_matched", 14, "finetune.learning_rate"): [0.20],
         ("task_informed", 14): [0.35, 0.36, 0.50],
         ("task_informed", 14, "finetune.learning_rate"): [0.31],
         ("task_informed", 29): [0.40],

@@ -113,6 +113,18 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     assert same_state(expected, weights(task.stage_dir))
 
 
+def test_damaged_newer_checkpoints_do_not_push_out_the_new_one(tmp_path: Path) -> None:
+    token = checkpoint.claim(tmp_path)
+    for images in (300, 400):
+        checkpoint.save(tmp_path, token, images, {}, {}, keep=2)
+        (tmp_path / "checkpoints" / f"{images:010d}" / "state.pt").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.latest(tmp_path) is None
+    checkpoint.save(tmp_path, token, 100, {}, {}, keep=2)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and int(found.name) == 100
+
+
 def test_two_checkpoints_are_kept_and_unfinished_ones_cleared(
     tmp_path: Path, inputs: dict[str, Path]
 ) -> None:
@@ -140,6 +152,9 @@ def test_zombie_of_an_older_attempt_cannot_write(tmp_path: Path) -> None:
     new = checkpoint.claim(tmp_path)
     with pytest.raises(RuntimeError, match="a newer attempt"):
         checkpoint.save(tmp_path, old, 4, {}, {}, keep=2)
+    with pytest.raises(RuntimeError, match="a newer attempt"):
+        checkpoint.save_weights(tmp_path / "weights.pt", old, {}, {})
+    assert not (tmp_path / "weights.pt").exists()
     assert checkpoint.latest(tmp_path) is None
     checkpoint.save(tmp_path, new, 4, {"x": 1}, {}, keep=2)
     found = checkpoint.latest(tmp_path)

@@ -115,9 +115,11 @@ def test_the_loss_is_the_posters(monkeypatch: pytest.MonkeyPatch, scales_all: bo
     seen = []
     update = translation._update
 
-    def spy(subject: Translator, phase: str, names: object, loss: torch.Tensor) -> None:
+    def spy(
+        subject: Translator, phase: str, names: tuple[str, ...], loss: torch.Tensor, keys: list[str]
+    ) -> None:
         seen.append((phase, loss.item()))
-        update(subject, phase, names, loss)  # type: ignore[arg-type]
+        update(subject, phase, names, loss, keys)
 
     monkeypatch.setattr(translation, "_update", spy)
     translation.step(subject, CONFIG, task, data, False)
@@ -131,7 +133,9 @@ def test_discriminator_loss_is_halved_and_on_pooled_images() -> None:
     judge = subject.modules["judge_synthetic"]
     synthetic = data["synthetic"].images.float() / 127.5 - 1
     history = torch.stack(subject.pools["judge_synthetic"].images)
-    expected = 0.5 * (losses.lsgan(judge(synthetic), 1.0) + losses.lsgan(judge(history), 0.0))
+    expected = 0.5 * (
+        losses.lsgan(judge(synthetic), 1.0) + losses.lsgan(judge(history), 0.0).mean()
+    )
     assert values["discriminator_synthetic"] == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -143,6 +147,9 @@ def test_f_is_untouched_and_raw_terms_are_logged() -> None:
     assert same_state(before, dict(segmenter.state_dict()))
     assert all(p.grad is None for p in segmenter.parameters())
     assert values["gradient_task"] > 0 and values["gradient_lsgan"] > 0
+    # Raw: the same whatever alpha weighs them with.
+    plain = translation.step(translator(), CONFIG, None, batches(), True)
+    assert values["lsgan_synthetic"] == plain["lsgan_synthetic"]
     assert {"lsgan_synthetic", "cycle_real", "identity_real", "cross_entropy"} <= values.keys()
 
 

@@ -77,7 +77,7 @@ def save(
         _check_claim(stage_dir, token)
         manifest = {"images": images, "world_size": group.world_size, "files": files}
         atomic.write_json(folder / "manifest.json", manifest)
-        _prune(stage_dir, keep)
+        _prune(stage_dir, images, keep)
     distributed.barrier()
 
 
@@ -87,12 +87,14 @@ def _complete(stage_dir: Path) -> list[Path]:
     return sorted((m.parent for m in manifests), reverse=True)
 
 
-def _prune(stage_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints, and what killed attempts left unfinished.
+def _prune(stage_dir: Path, images: int, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints up to `images`, and unfinished ones.
 
-    The manifest goes first, so that a removal that is cut off leaves no false checkpoint.
+    What is newer than the one just written was found damaged when this attempt began: it must
+    not count as kept. The manifest goes first, so that a removal that is cut off leaves no false
+    checkpoint.
     """
-    kept = _complete(stage_dir)[:keep]
+    kept = [folder for folder in _complete(stage_dir) if int(folder.name) <= images][:keep]
     for folder in (stage_dir / "checkpoints").iterdir():
         if folder not in kept:
             (folder / "manifest.json").unlink(missing_ok=True)
@@ -143,9 +145,11 @@ def _wait_for_view(manifest: Path, digest: str) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The shared state and this rank's own state, on this rank's device.
+    """The shared state, in main memory, and this rank's own state, on this rank's device.
 
-    After a change of the number of ranks, rank r goes on with the own state of rank r mod n.
+    `load_state_dict` moves the shared state where it belongs; read straight onto a GPU, Adam's
+    step counters would stay there and cost a synchronisation per parameter and step. After a
+    change of the number of ranks, rank r goes on with the own state of rank r mod n.
     """
     group = distributed.group()
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -157,14 +161,19 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     own = folder / f"rank{group.rank % manifest['world_size']:03d}.pt"
     return (
-        torch.load(folder / "state.pt", map_location=group.device, weights_only=True),
+        torch.load(folder / "state.pt", map_location="cpu", weights_only=True),
         torch.load(own, map_location=group.device, weights_only=True),
     )
 
 
-def save_weights(path: Path, config: dict[str, Any], states: dict[str, Any]) -> None:
-    """Write final weights that describe themselves: {'config': ..., 'states': {name: ...}}."""
-    with atomic.replacing(path) as temporary:
+def save_weights(path: Path, token: str, config: dict[str, Any], states: dict[str, Any]) -> None:
+    """Write final weights that describe themselves: {'config': ..., 'states': {name: ...}}.
+
+    Raises RuntimeError where another attempt has claimed the stage.
+    """
+    with atomic.replacing(
+        path, before_rename=lambda: _check_claim(path.parent, token)
+    ) as temporary:
         torch.save({"config": config, "states": states}, temporary)
 
 

@@ -7,7 +7,9 @@ state to save, resume is exact, and the order does not depend on ranks or worker
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,8 +25,7 @@ Batch = dict[str, "StreamBatch"]
 _ORDER, _AUGMENT = 0, 1
 
 
-@dataclass(frozen=True)
-class StreamBatch:
+class StreamBatch(NamedTuple):
     """images u8 [n, 3, H, W]; labels u8 [n, H, W] class indices, 255 ignored (absent: None)."""
 
     images: Tensor
@@ -137,6 +138,7 @@ def _start_worker(worker: int) -> None:
     # Slurm signals every process of a step; only the rank itself may act on it.
     preemption.ignore()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def city(key: str) -> str:

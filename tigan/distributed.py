@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import cv2
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,6 +49,7 @@ def session(threads: int = 1, timeout_min: float = 10.0) -> Iterator[Group]:
     global _group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(threads)
+    cv2.setNumThreads(1)  # OpenCV takes all cores otherwise, whatever OMP_NUM_THREADS says
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cpu":
         # On GPUs some of our kernels have no deterministic form; there, only state is exact.
@@ -75,7 +77,7 @@ def _device(local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"LOCAL_RANK {local_rank}: this node shows {torch.cuda.device_count()} GPUs; start at "
-            "most one rank per GPU (profile keys ranks and gpus_per_node)"
+            "most one rank per GPU"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -130,6 +132,13 @@ def all_sum(tensor: Tensor) -> Tensor:
     if _group.world_size > 1:
         dist.all_reduce(total)
     return total
+
+
+def broadcast_module(module: torch.nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    if _group.world_size > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
 
 class _AllSum(torch.autograd.Function):

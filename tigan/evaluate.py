@@ -1,5 +1,6 @@
 """Stage 'evaluate': one row of the poster's table, with and without the uint8 round trip."""
 
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,12 +20,6 @@ from tigan.networks import FrozenSegmenter, Generator
 from tigan.predict import Predictor
 
 SCORES = "scores.json"
-_TRANSLATIONS = {
-    "source_only": "none",
-    "cyclegan": "cyclegan",
-    "cyclegan_matched": "cyclegan_matched",
-    "task_informed": "task_informed",
-}
 
 
 def run(job: StageJob) -> StageResult:
@@ -81,12 +76,14 @@ def _origin(job: StageJob) -> dict[str, Any]:
             job.inputs["translator"] / predict.TRANSLATOR_WEIGHTS
         )
     finetune = translator.get("finetune", {})
-    settings = segmenter["segmenter"]
+    settings, method = segmenter["segmenter"], job.science.method
+    from_scratch = settings["pretrained"] == "none"
     return {
-        "segmenter": "scratch" if settings["pretrained"] == "none" else settings["pretrained"],
-        "translation": _TRANSLATIONS[job.science.method],
-        "method": job.science.method,
-        "labels": finetune.get("labels") if finetune.get("alpha") else 0,
+        "segmenter": "scratch" if from_scratch else Path(settings["pretrained"]).stem,
+        "translation": method if translator else "none",
+        "method": method,
+        # Of the matched control too: it sees the same images, without their labels.
+        "labels": finetune.get("labels"),
         "draw": finetune.get("draw"),
         "alpha": finetune.get("alpha"),
         "gamma": finetune.get("gamma"),

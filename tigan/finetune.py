@@ -3,15 +3,14 @@
 L = (1 - alpha) LSGAN + alpha gamma CE(f(G_S(I)), l) on labelled images (poster, arXiv 2208.08815).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import cast
-
-import torch
 
 from data_prep.config import ClassSet, load_class_set
 from data_prep.labels import lookup_table
 from data_prep.shards import PackedSplit
-from tigan import checkpoint, distributed, predict, scores, translation
+from tigan import checkpoint, predict, scores, translation
 from tigan.config import FinetuneConfig, FinetuneStage, StageJob, StageResult
 from tigan.data import StepBatches, Stream, draw_labelled, train_and_selection
 from tigan.loop import Training, fit
@@ -25,13 +24,7 @@ def run(job: StageJob) -> StageResult:
     """Finetune the translator of the gan stage; write its weights."""
     science: FinetuneStage = job.science
     training = build(science, job)
-    figures = fit(training, job)
-    if distributed.group().is_first:
-        states = {name: module.state_dict() for name, module in training.modules.items()}
-        checkpoint.save_weights(
-            job.stage_dir / predict.TRANSLATOR_WEIGHTS, science.model_dump(), states
-        )
-    return StageResult([predict.TRANSLATOR_WEIGHTS], figures)
+    return translation.write(training.modules, science, job, fit(training, job))
 
 
 def build(science: FinetuneStage, job: StageJob) -> Training:
@@ -60,7 +53,7 @@ def build(science: FinetuneStage, job: StageJob) -> Training:
         images=config.images,
         batch_size=config.batch_size,
         seed=seed,
-        measure=partial(_selection_miou, translator, segmenter, science, classes, job),
+        measure=_selection_miou(translator, segmenter, science, classes, job),
     )
 
 
@@ -90,24 +83,32 @@ def _learning_rate(config: FinetuneConfig, images: int) -> float:
     return translation.linear_decay(config.learning_rate, config.decay_from, config.images, images)
 
 
-@torch.no_grad()
 def _selection_miou(
     translator: Translator,
     segmenter: FrozenSegmenter,
     science: FinetuneStage,
     classes: ClassSet,
     job: StageJob,
-) -> dict[str, float]:
-    """mIoU of f on translated images of the selection split, which nothing trains on."""
+) -> Callable[[], dict[str, float]] | None:
+    """Measures the mIoU of f on translated images of the selection split, which nothing trains on.
+
+    None where there is no selection split.
+    """
     split = PackedSplit(job.inputs["real"], "train")
     _, selection = train_and_selection(split, science.selection_fraction)
+    if len(selection) == 0:
+        return None
     chosen = selection[predict.evenly(len(selection), job.training.curve_images)]
     generator = cast(Generator, translator.modules["to_synthetic"])
-    confusion = predict.confusion(
-        predict.translated(segmenter, generator, uint8=False),
-        split,
-        chosen,
-        lookup_table(classes, "cityscapes"),
-        len(classes.classes),
-    )
-    return {"miou": scores.mean_iou(confusion)}
+
+    def measure() -> dict[str, float]:
+        confusion = predict.confusion(
+            predict.translated(segmenter, generator, uint8=False),
+            split,
+            chosen,
+            lookup_table(classes, "cityscapes"),
+            len(classes.classes),
+        )
+        return {"miou": scores.mean_iou(confusion)}
+
+    return measure

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from tigan import checkpoint, distributed, predict, translation
+from tigan import translation
 from tigan.config import GanConfig, GanStage, StageJob, StageResult
 from tigan.data import StepBatches
 from tigan.loop import Training, fit, seed_generators
@@ -14,13 +14,7 @@ def run(job: StageJob) -> StageResult:
     """Train both generators and discriminators; write their weights."""
     science: GanStage = job.science
     training = build(science, job)
-    figures = fit(training, job)
-    if distributed.group().is_first:
-        states = {name: module.state_dict() for name, module in training.modules.items()}
-        checkpoint.save_weights(
-            job.stage_dir / predict.TRANSLATOR_WEIGHTS, science.model_dump(), states
-        )
-    return StageResult([predict.TRANSLATOR_WEIGHTS], figures)
+    return translation.write(training.modules, science, job, fit(training, job))
 
 
 def build(science: GanStage, job: StageJob) -> Training:

@@ -37,22 +37,34 @@ class Training:
     measure: Callable[[], dict[str, float]] | None = None
 
 
-def fit(training: Training, job: StageJob) -> dict[str, float | int | str]:
-    """Train to the end from the newest checkpoint in `job.stage_dir`; figures to record.
+@dataclass(frozen=True)
+class Fitted:
+    """The end of a training: figures to record, and the right to write the final weights."""
+
+    figures: dict[str, float | int | str]
+    token: str
+
+
+def fit(training: Training, job: StageJob) -> Fitted:
+    """Train to the end from the newest checkpoint in `job.stage_dir`.
 
     Raises `preemption.Preempted` after a signal, once the state is saved.
     """
     launch = job.training
     token = checkpoint.claim(job.stage_dir)
     images, seconds = _resume(training, job)
+    # The same on every rank by construction, yet processors differ in last bits.
+    for module in training.modules.values():
+        distributed.broadcast_module(module)
     log = _Log(training, job, images, seconds)
     loader = load_from(training.batches, images // training.batch_size, launch.num_workers)
-    started, first, saved_at = time.monotonic(), images, images
+    saved_at = images
     while True:
         finished = images >= training.images
-        if training.measure and _is_curve_point(training, launch, images):
-            log.write(images, "curve", training.measure())
+        # Asked before the curve point: a measurement could use up the time there is to save.
         stop = preemption.agreed()
+        if training.measure and not stop and _is_curve_point(training, launch, images):
+            log.write(images, "curve", training.measure())
         due = finished or stop or _passes(training, images, launch.checkpoint_images)
         if due and images != saved_at:
             _save(training, job, token, images, log.seconds)
@@ -71,8 +83,8 @@ def fit(training: Training, job: StageJob) -> dict[str, float | int | str]:
             log.write(after, "train", _over_ranks(values) | rate)
         images = after
     log.close()
-    per_second = (images - first) / max(1e-9, time.monotonic() - started)
-    return {"images": images, "images_per_second": round(per_second, 3)}
+    per_second = images / max(1e-9, log.seconds)
+    return Fitted({"images": images, "images_per_second": round(per_second, 3)}, token)
 
 
 def _passes(training: Training, images: int, every: int) -> bool:

@@ -1,12 +1,24 @@
 """Losses as pure functions. Images are [n, 3, H, W] in [-1, 1]."""
 
+from collections.abc import Iterable
+from typing import NoReturn
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_prep.labels import IGNORED
 from tigan import distributed
 
-IGNORED = 255
+
+def lsgan(logits: Tensor, target: float) -> Tensor:
+    """Least-squares GAN loss (Mao et al. 2017) of every image [n]: (D - target)^2 on raw logits."""
+    return (logits.float() - target).square().mean((1, 2, 3))
+
+
+def l1(images: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of every image [n] (CycleGAN's cycle and identity terms)."""
+    return (images.float() - target).abs().mean((1, 2, 3))
 
 
 def weighted_mean(per_image: Tensor, weights: Tensor | None) -> Tensor:
@@ -15,16 +27,6 @@ def weighted_mean(per_image: Tensor, weights: Tensor | None) -> Tensor:
     Without weights nothing is multiplied, so that alpha = 0 is plain CycleGAN bit for bit.
     """
     return per_image.mean() if weights is None else (weights * per_image).mean()
-
-
-def lsgan(logits: Tensor, target: float, weights: Tensor | None = None) -> Tensor:
-    """Least-squares GAN loss (Mao et al. 2017): mean of (D - target)^2 over raw patch logits."""
-    return weighted_mean((logits.float() - target).square().mean((1, 2, 3)), weights)
-
-
-def l1(images: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean absolute difference (the cycle and identity terms of CycleGAN)."""
-    return weighted_mean((images.float() - target).abs().mean((1, 2, 3)), weights)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -46,16 +48,31 @@ def gradient_norm(loss: Tensor, images: Tensor) -> float:
     return float(grad.float().norm())
 
 
-def check_finite(values: dict[str, Tensor], keys: list[str]) -> None:
+def check_finite(terms: dict[str, Tensor], keys: list[str]) -> None:
     """Raise FloatingPointError naming the terms and the batch's images where a loss is not finite.
 
     Low-variance crops gave NaN on exactly Synthia -> Cityscapes (CycleGAN issue 20). The check
     stands before the update, so the newest checkpoint is still good.
     """
-    bad = [name for name, value in values.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise FloatingPointError(
-            f"loss not finite: {', '.join(bad)}; images of this rank's batch: {', '.join(keys)}. "
-            "Look at these images and labels; the stage goes on from its newest checkpoint once "
-            "they are mended, or with a lower learning_rate in a new configuration"
-        )
+    if not torch.stack([term.detach().mean() for term in terms.values()]).isfinite().all():
+        bad = [name for name, term in terms.items() if not term.isfinite().all()]
+        _refuse(f"loss not finite: {', '.join(bad)}", keys)
+
+
+def check_gradients(parameters: Iterable[nn.Parameter], keys: list[str]) -> None:
+    """Raise FloatingPointError where a gradient is not finite, though the loss was.
+
+    Comes after the averaging over ranks, so that all ranks stop at the same step, and before the
+    update, so that no checkpoint ever holds such weights.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not torch.stack(torch._foreach_norm(grads)).isfinite().all():
+        _refuse("gradient not finite", keys)
+
+
+def _refuse(what: str, keys: list[str]) -> NoReturn:
+    raise FloatingPointError(
+        f"{what}; images of this rank's batch: {', '.join(keys)}. Look at these images and labels; "
+        "the stage goes on from its newest checkpoint once they are mended, or begins anew with a "
+        "lower learning_rate"
+    )

@@ -21,8 +21,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class GlobalBatchNorm(nn.BatchNorm2d):
     """BatchNorm over the batches of all ranks; plain BatchNorm at one rank and in eval mode.
 
-    torch's SyncBatchNorm refuses CPU tensors. The sums go through an all-reduce that autograd
-    follows, in float64, where E[x^2] - E[x]^2 loses nothing.
+    torch's SyncBatchNorm refuses CPU tensors. The ranks' sums go through one all-reduce that
+    autograd follows, in float64, where E[x^2] - E[x]^2 loses nothing; the pixels stay float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,14 +30,16 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None and self.momentum is not None
-        wide = x.double()
-        count = wide.new_full((1,), x.numel() // x.shape[1])
-        sums = distributed.differentiable_sum(
-            torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), count])
-        )
-        total, squares, number = sums[:-1].chunk(2)[0], sums[:-1].chunk(2)[1], sums[-1]
-        mean = total / number
-        variance = (squares / number - mean.square()).clamp(min=0)
+        # Under bfloat16 too: the gradients of scale and shift are sums over all pixels.
+        pixels = x.float()
+        variance, mean = torch.var_mean(pixels, (0, 2, 3), correction=0)
+        mean, variance = mean.double(), variance.double()
+        count = mean.new_full((1,), x.numel() // x.shape[1])
+        sums = torch.cat([mean * count, (variance + mean.square()) * count, count])
+        sums = distributed.differentiable_sum(sums)
+        number = sums[-1]
+        mean, squares = (sums[:-1] / number).chunk(2)
+        variance = (squares - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             unbiased = variance * number / (number - 1)
@@ -45,7 +47,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
         scale = (variance + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
-        return x * scale.to(x)[:, None, None] + shift.to(x)[:, None, None]
+        return (pixels * scale.float()[:, None, None] + shift.float()[:, None, None]).to(x.dtype)
 
 
 def use_global_batch_norm(module: nn.Module) -> nn.Module:
@@ -257,6 +259,7 @@ class Generator(nn.Module):
             nn.init.normal_(self.last.weight, 0.0, 1e-4)
 
     def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-2] % 4 == 0 and x.shape[-1] % 4 == 0, f"size {tuple(x.shape[-2:])}"
         first = self.stem(x)
         y = self.body(first)
         y = self.last(torch.cat([y, first], 1) if self.skip else y)

@@ -8,7 +8,6 @@ from tigan import distributed
 
 # Slurm's preemption and time limit come as SIGTERM and SIGUSR2, Ctrl-C as SIGINT.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-EXIT_CODE = 75  # EX_TEMPFAIL: saved, to be started again
 
 _requested = False
 _owner = 0
@@ -37,12 +36,6 @@ def ignore() -> None:
     """Ignore the signals from now on: in loader workers, and while the result is recorded."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def request() -> None:
-    """Set the flag by hand, as a signal would."""
-    global _requested
-    _requested = True
 
 
 def agreed() -> bool:

@@ -100,12 +100,12 @@ def group_rows(nodes: Iterable[Node]) -> list[Group]:
 
 
 def _new_group(node: Node, row: dict[str, Any]) -> Group:
-    # At alpha = 0 there is no task loss: neither its scale nor its labels mean anything.
+    # At alpha = 0 there is no task loss, so its scale means nothing.
     used = bool(row.get("alpha"))
     return Group(
         str(row["input"]),
         str(row["method"]),
-        row.get("labels") if used else (0 if row.get("alpha") == 0 else None),
+        row.get("labels"),
         row.get("alpha"),
         row.get("gamma") if used else None,
         {key: value for key, value in node.swept.items() if key not in _COLUMNS},

@@ -22,12 +22,12 @@ def run(job: StageJob) -> StageResult:
     science: SegmenterStage = job.science
     config, classes = science.segmenter, load_class_set(science.classes)
     training = build(config, classes, job)
-    figures = fit(training, job)
+    fitted = fit(training, job)
     if distributed.group().is_first:
         state = training.modules["segmenter"].state_dict()
         path = job.stage_dir / predict.SEGMENTER_WEIGHTS
-        checkpoint.save_weights(path, science.model_dump(), {"segmenter": state})
-    return StageResult([predict.SEGMENTER_WEIGHTS], figures)
+        checkpoint.save_weights(path, fitted.token, science.model_dump(), {"segmenter": state})
+    return StageResult([predict.SEGMENTER_WEIGHTS], fitted.figures)
 
 
 def build(config: SegmenterConfig, classes: ClassSet, job: StageJob) -> Training:
@@ -96,12 +96,13 @@ def _step(
     assert part.labels is not None
     segmenter.train()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = segmenter(part.images.to(device).float() / 255)
+        logits = segmenter(part.images.to(device, non_blocking=True).float() / 255)
     loss = losses.cross_entropy(logits, part.labels.to(device))
     losses.check_finite({"cross_entropy": loss}, part.keys)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     distributed.average_gradients(segmenter.parameters())
+    losses.check_gradients(segmenter.parameters(), part.keys)
     optimizer.step()
     return {"cross_entropy": float(loss.detach())} if detailed else {}
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.shards import PackedSplit
-from tigan import distributed, losses
-from tigan.config import GanConfig, GanStage
+from tigan import checkpoint, distributed, losses, predict
+from tigan.config import GanConfig, GanStage, StageJob, StageResult
 from tigan.data import Batch, Stream, StreamBatch, train_and_selection
+from tigan.loop import Fitted
 from tigan.networks import Discriminator, FrozenSegmenter, Generator, ImagePool
 
 GENERATORS = ("to_synthetic", "to_real")
@@ -97,126 +98,154 @@ def step(
     mean over its real images. Returns the raw terms where `detailed`.
     """
     parts = [batch[name] for name in ("real", "labelled") if name in batch]
-    real = torch.cat([_signed(part) for part in parts])
-    synthetic = _signed(batch["synthetic"])
-    labels = batch["labelled"].labels if "labelled" in batch else None
-    keys = [key for part in batch.values() for key in part.keys]
-    values, fakes = _generator_phase(
-        translator, config, task, real, synthetic, labels, keys, detailed
+    inputs = _Inputs(
+        torch.cat([_signed(part) for part in parts]),
+        _signed(batch["synthetic"]),
+        batch["labelled"].labels if "labelled" in batch else None,
+        [key for part in batch.values() for key in part.keys],
     )
+    values, fakes = _generator_phase(translator, config, task, inputs, detailed)
     if train_discriminators:
-        values |= _discriminator_phase(translator, config, real, synthetic, fakes, keys)
+        values |= _discriminator_phase(translator, config, inputs, fakes)
     return {name: float(value) for name, value in values.items()} if detailed else {}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """One step's images in [-1, 1] on the device, labels of the LAST real ones, all keys."""
+
+    real: Tensor
+    synthetic: Tensor
+    labels: Tensor | None
+    keys: list[str]
 
 
 def _signed(part: StreamBatch) -> Tensor:
     """u8 images -> float in [-1, 1] on this rank's device."""
-    return part.images.to(distributed.group().device).float() / 127.5 - 1
+    return part.images.to(distributed.group().device, non_blocking=True).float() / 127.5 - 1
 
 
 def _generator_phase(
-    translator: Translator,
-    config: GanConfig,
-    task: Task | None,
-    real: Tensor,
-    synthetic: Tensor,
-    labels: Tensor | None,
-    keys: list[str],
-    detailed: bool,
+    translator: Translator, config: GanConfig, task: Task | None, inputs: _Inputs, detailed: bool
 ) -> tuple[dict[str, Tensor | float], tuple[Tensor, Tensor]]:
-    """Update the generators; the raw terms and the generated (synthetic, real) images."""
+    """Update the generators; the raw terms and the generated (synthetic, real) images.
+
+    The gradient norms are of the terms as they enter the loss, taken at G(I).
+    """
     nets = translator.modules
     for name in DISCRIMINATORS:
         nets[name].requires_grad_(False)  # gradients through D, none for D
-    plain, everything = _image_weights(task, len(real), 0 if labels is None else len(labels))
+    weights = _image_weights(task, inputs)
     with _autocast(config):
-        fake_synthetic, fake_real = nets["to_synthetic"](real), nets["to_real"](synthetic)
-        terms = {
-            "lsgan_synthetic": losses.lsgan(nets["judge_synthetic"](fake_synthetic), 1.0, plain),
-            "lsgan_real": losses.lsgan(nets["judge_real"](fake_real), 1.0),
-            "cycle_real": losses.l1(nets["to_real"](fake_synthetic), real, everything),
-            "cycle_synthetic": losses.l1(nets["to_synthetic"](fake_real), synthetic),
-        }
-        if config.lambda_identity > 0:
-            terms["identity_real"] = losses.l1(nets["to_real"](real), real, everything)
-            terms["identity_synthetic"] = losses.l1(nets["to_synthetic"](synthetic), synthetic)
-        loss = _cyclegan_loss(config, terms)
-        if task is not None and task.alpha > 0 and labels is not None:
-            terms["cross_entropy"] = _task_term(task, fake_synthetic[-len(labels) :], labels)
+        fakes = nets["to_synthetic"](inputs.real), nets["to_real"](inputs.synthetic)
+        terms = _cyclegan_terms(nets, config, inputs, fakes)
+        means = {name: losses.weighted_mean(x, weights.get(name)) for name, x in terms.items()}
+        loss = _cyclegan_loss(config, means)
+        if task is not None and task.alpha > 0 and inputs.labels is not None:
+            terms["cross_entropy"] = _task_term(task, fakes[0], inputs.labels)
             # The mean over all real images: only the labelled ones have this term.
-            task_loss = terms["cross_entropy"] * (task.alpha * task.gamma * len(labels) / len(real))
+            share = len(inputs.labels) / len(inputs.real)
+            task_loss = terms["cross_entropy"] * (task.alpha * task.gamma * share)
             loss = loss + task_loss
-    losses.check_finite(terms, keys)
-    values: dict[str, Tensor | float] = {name: term.detach() for name, term in terms.items()}
+    losses.check_finite(terms, inputs.keys)
+    values: dict[str, Tensor | float] = {name: x.detach().mean() for name, x in terms.items()}
     if detailed:
-        values["gradient_lsgan"] = losses.gradient_norm(terms["lsgan_synthetic"], fake_synthetic)
+        values["gradient_lsgan"] = losses.gradient_norm(means["lsgan_synthetic"], fakes[0])
         if "cross_entropy" in terms:
-            values["gradient_task"] = losses.gradient_norm(task_loss, fake_synthetic)
-    _update(translator, "generators", GENERATORS, loss)
-    return values, (fake_synthetic.detach(), fake_real.detach())
+            values["gradient_task"] = losses.gradient_norm(task_loss, fakes[0])
+    _update(translator, "generators", GENERATORS, loss, inputs.keys)
+    return values, (fakes[0].detach(), fakes[1].detach())
 
 
-def _image_weights(
-    task: Task | None, images: int, labelled: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """Weights [images] of the LSGAN term, and of the cycle and identity terms; None is all ones."""
-    if task is None or task.alpha == 0 or labelled == 0:
-        return None, None
-    weights = torch.ones(images, device=distributed.group().device)
-    weights[-labelled:] = 1 - task.alpha
-    return weights, weights if task.scales_all else None
+def _cyclegan_terms(
+    nets: Mapping[str, nn.Module], config: GanConfig, inputs: _Inputs, fakes: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """CycleGAN's raw generator terms, each per image [n]."""
+    fake_synthetic, fake_real = fakes
+    real, synthetic = inputs.real, inputs.synthetic
+    terms = {
+        "lsgan_synthetic": losses.lsgan(nets["judge_synthetic"](fake_synthetic), 1.0),
+        "lsgan_real": losses.lsgan(nets["judge_real"](fake_real), 1.0),
+        "cycle_real": losses.l1(nets["to_real"](fake_synthetic), real),
+        "cycle_synthetic": losses.l1(nets["to_synthetic"](fake_real), synthetic),
+    }
+    if config.lambda_identity > 0:
+        terms["identity_real"] = losses.l1(nets["to_real"](real), real)
+        terms["identity_synthetic"] = losses.l1(nets["to_synthetic"](synthetic), synthetic)
+    return terms
 
 
-def _cyclegan_loss(config: GanConfig, terms: dict[str, Tensor]) -> Tensor:
+def _image_weights(task: Task | None, inputs: _Inputs) -> dict[str, Tensor]:
+    """Term -> weights [n] of the real images: (1 - alpha) for labelled ones; {} is all ones."""
+    if task is None or task.alpha == 0 or inputs.labels is None:
+        return {}
+    weights = torch.ones(len(inputs.real), device=inputs.real.device)
+    weights[-len(inputs.labels) :] = 1 - task.alpha
+    scaled = ("lsgan_synthetic", "cycle_real", "identity_real")
+    return dict.fromkeys(scaled if task.scales_all else scaled[:1], weights)
+
+
+def _cyclegan_loss(config: GanConfig, means: dict[str, Tensor]) -> Tensor:
     """CycleGAN's generator loss: adversarial + lambda (cycle + lambda_identity identity)."""
-    loss = terms["lsgan_synthetic"] + terms["lsgan_real"]
-    loss = loss + config.lambda_cycle * (terms["cycle_real"] + terms["cycle_synthetic"])
+    loss = means["lsgan_synthetic"] + means["lsgan_real"]
+    loss = loss + config.lambda_cycle * (means["cycle_real"] + means["cycle_synthetic"])
     if config.lambda_identity > 0:
         weight = config.lambda_cycle * config.lambda_identity
-        loss = loss + weight * (terms["identity_real"] + terms["identity_synthetic"])
+        loss = loss + weight * (means["identity_real"] + means["identity_synthetic"])
     return loss
 
 
 def _task_term(task: Task, translated: Tensor, labels: Tensor) -> Tensor:
-    """CE(f(G_S(I)), l), differentiable in G_S."""
-    return losses.cross_entropy(task.segmenter(translated), labels.to(translated.device))
+    """CE(f(G_S(I)), l) on the labelled images, the last ones; differentiable in G_S."""
+    logits = task.segmenter(translated[-len(labels) :])
+    return losses.cross_entropy(logits, labels.to(translated.device, non_blocking=True))
 
 
 def _discriminator_phase(
-    translator: Translator,
-    config: GanConfig,
-    real: Tensor,
-    synthetic: Tensor,
-    fakes: tuple[Tensor, Tensor],
-    keys: list[str],
+    translator: Translator, config: GanConfig, inputs: _Inputs, fakes: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor | float]:
-    """Update the discriminators on real images and on the history of generated ones."""
+    """Update the discriminators on genuine images and on the history of generated ones."""
     terms = {}
-    loss = torch.zeros((), device=real.device)
-    for name, genuine, fake in zip(DISCRIMINATORS, (synthetic, real), fakes, strict=True):
+    for name, genuine, fake in zip(
+        DISCRIMINATORS, (inputs.synthetic, inputs.real), fakes, strict=True
+    ):
         judge = translator.modules[name].requires_grad_(True)
         generated = translator.pools[name].query(fake)
         with _autocast(config):
-            # CycleGAN halves it: D learns more slowly than G.
-            term = 0.5 * (losses.lsgan(judge(genuine), 1.0) + losses.lsgan(judge(generated), 0.0))
+            right, wrong = judge(genuine), judge(generated)
+        # CycleGAN halves it: D learns more slowly than G.
+        term = 0.5 * (losses.lsgan(right, 1.0).mean() + losses.lsgan(wrong, 0.0).mean())
         terms[f"discriminator_{name.removeprefix('judge_')}"] = term
-        loss = loss + term
-    losses.check_finite(terms, keys)
-    _update(translator, "discriminators", DISCRIMINATORS, loss)
+    losses.check_finite(terms, inputs.keys)
+    loss = torch.stack(list(terms.values())).sum()
+    _update(translator, "discriminators", DISCRIMINATORS, loss, inputs.keys)
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _update(translator: Translator, phase: str, names: Iterable[str], loss: Tensor) -> None:
+def _update(
+    translator: Translator, phase: str, names: Iterable[str], loss: Tensor, keys: list[str]
+) -> None:
     """Backward, average over ranks, one optimizer step."""
     optimizer = translator.optimizers[phase]
+    parameters = [p for name in names for p in translator.modules[name].parameters()]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    distributed.average_gradients(
-        p for name in names for p in translator.modules[name].parameters()
-    )
+    distributed.average_gradients(parameters)
+    losses.check_gradients(parameters, keys)
     optimizer.step()
 
 
 def _autocast(config: GanConfig) -> torch.autocast:
     device = distributed.group().device.type
     return torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def write(
+    modules: Mapping[str, nn.Module], science: GanStage, job: StageJob, fitted: Fitted
+) -> StageResult:
+    """Write the weights of all four networks; what a gan or finetune stage results in."""
+    if distributed.group().is_first:
+        states = {name: module.state_dict() for name, module in modules.items()}
+        path = job.stage_dir / predict.TRANSLATOR_WEIGHTS
+        checkpoint.save_weights(path, fitted.token, science.model_dump(), states)
+    return StageResult([predict.TRANSLATOR_WEIGHTS], fitted.figures)
