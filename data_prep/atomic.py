@@ -25,9 +25,10 @@ def replacing(path: Path, *, before_rename: Callable[[], None] | None = None) ->
     may raise to forbid the rename (a process that lost its right to write, for example).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of one path from sharing a temporary file; the suffix is
-    # kept, since some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Node and process id keep two writers of one path from sharing a temporary file; the suffix
+    # is kept, since some writers choose the format by it.
+    writer = f"{os.uname().nodename}.{os.getpid()}"
+    temporary = path.with_name(f".{path.stem}.{writer}.tmp{path.suffix}")
     try:
         yield temporary
         fsync_path(temporary)

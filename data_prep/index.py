@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from data_prep.atomic import write_json
 from data_prep.config import PackConfig, StrictModel
-from data_prep.labels import SourceKind
+from data_prep.listing import SourceKind
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"

@@ -5,14 +5,13 @@ packed set serves every class set.
 """
 
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.config import CONFIGS, ClassSet, ConfigError, load_class_set
+from data_prep.listing import SourceKind
 
-SourceKind = Literal["synthia", "cityscapes"]
 UInt8 = npt.NDArray[np.uint8]
 
 # The class index of ignored pixels: no loss, no score.

@@ -28,20 +28,12 @@ from data_prep.index import (
     shard_recipe,
     write_index,
 )
-from data_prep.labels import SourceKind, UInt8
+from data_prep.labels import UInt8
+from data_prep.listing import Item, Source, SourceError, SourceKind, fingerprint
 from data_prep.mpi import Communicator, abort_all, world
 from data_prep.shard_writer import PackedSample, write_shard
 from data_prep.shards import verify_shard
-from data_prep.sources import (
-    Item,
-    Source,
-    SourceError,
-    fingerprint,
-    open_source,
-    original_sizes,
-    read_image,
-    read_labels,
-)
+from data_prep.sources import open_source, original_sizes, read_image, read_labels
 
 # Called after each shard of this rank: name, shards done, shards in all (of this rank).
 Progress = Callable[[str, int, int], None]

@@ -1,31 +1,27 @@
 """A run's configuration: what is to be learned, at which points, and how this machine runs it."""
 
-import hashlib
+import copy
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_prep.config import (
-    ClassSet,
     ConfigError,
     Document,
     MiniCityConfig,
     PackConfig,
     StrictModel,
-    load_class_set,
     load_yaml,
     named_config,
     parse_model,
     set_key,
     set_override,
 )
-from pipeline.done import digest_of
+from pipeline.hashing import classes_called
 from tigan.config import (
     EvaluateConfig,
     FinetuneConfig,
@@ -47,9 +43,6 @@ StageName = Literal[
 ]
 MINICITY = "minicity"
 SWEPT_STAGES = ("segmenter", "gan", "finetune", "evaluate")
-# Class sets matter to these; their colours only to the stages that draw pictures.
-CLASS_STAGES = ("segmenter", "finetune", "evaluate", "report")
-COLOUR_STAGES = ("evaluate", "report")
 
 
 class DataConfig(StrictModel):
@@ -107,32 +100,51 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _crops_fit(self) -> "RunConfig":
         synthia, cityscapes = self.pack.synthia, self.pack.cityscapes
-        zoom = self.segmenter.scale[1]
         if cityscapes.height % 4 or cityscapes.width % 4:
             raise ValueError(
                 f"pack.cityscapes: height {cityscapes.height} and width {cityscapes.width}: whole "
                 "images are translated, and the generators halve twice; use multiples of 4"
             )
         sizes = [
-            ("segmenter.crop", self.segmenter.crop, "pack.synthia", synthia, zoom),
-            ("gan.crop", self.gan.crop, "pack.synthia", synthia, 1.0),
-            ("gan.crop", self.gan.crop, "pack.cityscapes", cityscapes, 1.0),
+            ("gan.crop", self.gan.crop, "pack.synthia", synthia),
+            ("gan.crop", self.gan.crop, "pack.cityscapes", cityscapes),
         ]
-        for key, crop, pack_key, pack, scale in sizes:
-            if crop[0] > pack.height * scale or crop[1] > pack.width * scale:
+        for key, crop, pack_key, pack in sizes:
+            if crop[0] > pack.height or crop[1] > pack.width:
                 raise ValueError(
                     f"{key}: {crop} does not fit into the images of {pack_key} "
                     f"([{pack.height}, {pack.width}]); expected [height, width] of at most that"
                 )
         return self
 
-    def training_of(self, stage: str) -> TrainingConfig:
+    @model_validator(mode="after")
+    def _zoom_fits(self) -> "RunConfig":
+        """A window of crop / zoom is cut out: the least zoom takes the largest."""
+        pack, crop, least = self.pack.synthia, self.segmenter.crop, self.segmenter.scale[0]
+        needed = max(crop[0] / pack.height, crop[1] / pack.width)
+        if least < needed - 1e-9:
+            raise ValueError(
+                f"segmenter.scale: at the least zoom, {least}, segmenter.crop {crop} needs more "
+                f"than the images of pack.synthia ([{pack.height}, {pack.width}]); expected a "
+                f"least zoom of {needed:.4g} or more, or a smaller segmenter.crop"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _val_is_held_out(self) -> "RunConfig":
+        if self.pack.synthia.val_images < 1:
+            raise ValueError(
+                f"pack.synthia.val_images: {self.pack.synthia.val_images}: the synthetic images "
+                "are scored on their own val split; expected 1 or more"
+            )
+        return self
+
+    def training_of(self, stage: StageName) -> TrainingConfig:
         """'training' with what 'stage_training' restates for `stage`."""
-        for name, own in self.stage_training.items():
-            if name == stage:
-                update = {key: getattr(own, key) for key in own.model_fields_set}
-                return self.training.model_copy(update=update)
-        return self.training
+        own = self.stage_training.get(stage)
+        if own is None:
+            return self.training
+        return self.training.model_copy(update=own.model_dump(include=own.model_fields_set))
 
 
 @dataclass(frozen=True)
@@ -173,13 +185,40 @@ def load_run(path: Path, assignments: list[str], sweep: Path | None = None) -> R
         set_key(document, ("sweep",), blocks.tree["sweep"], str(sweep))
     for assignment in assignments:
         set_override(document, assignment)
-    return expand(document)
+    run = expand(document)
+    for assignment in assignments:
+        _refuse_if_swept(assignment, run.config.sweep)
+    return run
+
+
+def _refuse_if_swept(assignment: str, sweep: list[dict[str, Any]]) -> None:
+    """Raise `ConfigError` where one `--set` gives a key that the sweep sets at its points."""
+    given = Document({}, "--set")
+    set_override(given, assignment)
+    for key in (key for block in sweep for key in block):
+        if _holds(given.tree, key):
+            values = [value for block in sweep if key in block for value in _values(block[key])]
+            shown = ", ".join(str(value) for value in dict.fromkeys(map(str, values)))
+            raise ConfigError(
+                f"--set {assignment}: {key} is swept: the run config's sweep sets it to {shown}; "
+                "give the values you want in a file of your own with --sweep FILE, or leave the "
+                "sweep out with --set 'sweep=[]' (the single base point)"
+            )
+
+
+def _holds(tree: Any, dotted: str) -> bool:
+    """Whether nested mappings hold a dotted key."""
+    for part in dotted.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def expand(document: Document) -> Run:
     """Validate the base config and every point of its sweep. Raises `ConfigError`."""
     base = parse_model(RunConfig, document)
-    _classes_called(base.classes)
+    classes_called(base.classes)
     points: list[Point] = []
     for number, block in enumerate(base.sweep, 1):
         place = f"{document.place(('sweep', number - 1))}: sweep block {number}"
@@ -200,16 +239,21 @@ def _product(block: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
                 f"{place}: {key}: cannot be swept; expected a key of one of "
                 f"{', '.join(SWEPT_STAGES)}, such as finetune.alpha"
             )
-        values = value if isinstance(value, list) else [value]
+        values = _values(value)
         if not values or any(isinstance(item, dict) for item in values):
             raise ConfigError(f"{place}: {key}: expected a value or a list, found {value!r}")
         choices.append(values)
     return [dict(zip(block, values, strict=True)) for values in itertools.product(*choices)]
 
 
+def _values(value: Any) -> list[Any]:
+    """The values of a swept key: one that is no list stands for itself."""
+    return value if isinstance(value, list) else [value]
+
+
 def _point(document: Document, base: RunConfig, values: Mapping[str, Any], place: str) -> Point:
     """The config at one point, and those of its values that differ from the base."""
-    own = parse_document_copy(document)
+    own = _without_sweep(document)
     for key, value in values.items():
         set_key(own, tuple(key.split(".")), value, f"{place}, {key}={value}")
     config = parse_model(RunConfig, own)
@@ -219,9 +263,9 @@ def _point(document: Document, base: RunConfig, values: Mapping[str, Any], place
     return Point(config, changed)
 
 
-def parse_document_copy(document: Document) -> Document:
-    """A copy of `document` whose keys can be set without changing it; the sweep is left out."""
-    tree = json.loads(json.dumps({k: v for k, v in document.tree.items() if k != "sweep"}))
+def _without_sweep(document: Document) -> Document:
+    """A copy of `document` without its sweep; keys set in it do not change `document`."""
+    tree = copy.deepcopy({k: v for k, v in document.tree.items() if k != "sweep"})
     return Document(tree, document.source, dict(document.places))
 
 
@@ -231,69 +275,3 @@ def value_at(config: RunConfig, dotted: str) -> Any:
     for part in dotted.split("."):
         tree = tree[part]
     return tree
-
-
-def science_hash(
-    stage: str, science: Mapping[str, Any], version: int, upstream: Mapping[str, str]
-) -> str:
-    """SHA-256 over all that decides what a stage makes; 64 hex digits.
-
-    `science` is the dump of the stage's model, `version` its STAGE_VERSION, `upstream` maps each
-    role to the hash of that input. A class set counts by its contents, a file of backbone weights
-    by its bytes. Raises `ConfigError` where such a file is missing.
-    """
-    document = {
-        "stage": stage,
-        "science": {**science, **_by_content(science)},
-        "classes": _class_contents(stage, science),
-        "version": version,
-        "upstream": dict(upstream),
-    }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _by_content(science: Mapping[str, Any]) -> dict[str, Any]:
-    """The segmenter's entry with its weights file, where there is one, replaced by a digest."""
-    segmenter = science.get("segmenter")
-    if segmenter is None or segmenter["pretrained"] == "none":
-        return {}
-    path = Path(segmenter["pretrained"])
-    if not path.is_file():
-        raise ConfigError(
-            f"segmenter.pretrained: no file {path}; expected 'none' or a file of backbone weights"
-        )
-    return {"segmenter": {**segmenter, "pretrained": _file_digest(path, _stamp(path))}}
-
-
-def _class_contents(stage: str, science: Mapping[str, Any]) -> Any:
-    """The class set's contents; a list, since class c is the c-th entry. None where not used."""
-    if stage not in CLASS_STAGES:
-        return None
-    classes = _classes_called(science["classes"])
-    contents: list[Any] = [[name, ids] for name, ids in classes.classes.items()]
-    if stage in COLOUR_STAGES:
-        contents.append(classes.colours)
-    return contents
-
-
-def _classes_called(name: str) -> ClassSet:
-    """The class set `configs/classes/NAME.yaml`. Raises `ConfigError`."""
-    path = named_config("classes", name)
-    return _class_set(name, path, _stamp(path))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Changes when a file does: a sweep hashes hundreds of nodes, but reads each file once."""
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-@lru_cache
-def _class_set(name: str, path: Path, stamp: tuple[int, int]) -> ClassSet:
-    return load_class_set(name)
-
-
-@lru_cache
-def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
-    return digest_of(path).digest

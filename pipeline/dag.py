@@ -6,9 +6,17 @@ from typing import Any
 
 from data_prep.config import StrictModel
 from pipeline import paths
-from pipeline.config import MINICITY, Point, Run, RunConfig, StageName, science_hash
+from pipeline.config import MINICITY, Point, Run, RunConfig, StageName
+from pipeline.hashing import science_hash
 from pipeline.science import PackStage, RenderCityscapesStage, RenderSynthiaStage
-from tigan.config import EvaluateStage, FinetuneStage, GanStage, ReportStage, SegmenterStage
+from tigan.config import (
+    EvaluateStage,
+    FinetuneConfig,
+    FinetuneStage,
+    GanStage,
+    ReportStage,
+    SegmenterStage,
+)
 
 STAGES: tuple[StageName, ...] = (
     "render_synthia",
@@ -43,9 +51,9 @@ _WEIGHTS: dict[str, int] = {
     "render_cityscapes": 25,
     "pack_synthia": 10,
     "pack_cityscapes": 10,
-    "segmenter": 60,
-    "gan": 160,
-    "finetune": 95,
+    "segmenter": 200,
+    "gan": 150,
+    "finetune": 165,
     "evaluate": 15,
     "report": 5,
 }
@@ -69,6 +77,9 @@ class Node:
         return paths.node_name(self.stage, self.point)
 
 
+# They scale or shape the task loss, which is not there at alpha = 0.
+_IDLE_AT_ALPHA_0 = ("finetune.gamma", "finetune.alpha_scales")
+
 Graph = dict[str, Node]  # by name, every node after its inputs
 
 
@@ -77,6 +88,7 @@ class _Builder:
     """Collects the nodes; two points that resolve to the same science are one node."""
 
     raw_hashes: Mapping[str, str | None]
+    kept_weights: Mapping[str, str]
     nodes: Graph = field(default_factory=dict)
     # Hashes that stand in for those that are not known, so that nodes can still be told apart.
     digests: dict[str, str] = field(default_factory=dict)
@@ -100,7 +112,8 @@ class _Builder:
             raw_hash = self.raw_hashes.get(raw)
             is_known = raw_hash is not None
             upstream["raw"] = raw_hash or "unknown"
-        digest = science_hash(stage, dump, STAGE_VERSION[stage], upstream)
+        version = STAGE_VERSION[stage]
+        digest = science_hash(stage, dump, version, upstream, self.kept_weights)
         if (stage, digest) not in self.names:
             known = digest if is_known else None
             node = Node(stage, point, dump, inputs, known, config, raw_hash)
@@ -111,13 +124,19 @@ class _Builder:
         return self.names[stage, digest]
 
 
-def build_graph(run: Run, raw_hashes: Mapping[str, str | None]) -> Graph:
+def build_graph(
+    run: Run,
+    raw_hashes: Mapping[str, str | None],
+    kept_weights: Mapping[str, str] | None = None,
+) -> Graph:
     """All nodes of `run`, every one after its inputs.
 
     `raw_hashes` maps 'synthia' and 'cityscapes' to the fingerprint of the user's data; None where
     it is not known (no such folder). It is not asked where the data root is the word 'minicity'.
+    `kept_weights` gives the digests of files of backbone weights that are gone. Raises
+    `ConfigError` where one is gone and not among them.
     """
-    builder = _Builder(raw_hashes)
+    builder = _Builder(raw_hashes, kept_weights or {})
     synthetic, real = (_add_data(builder, run.config, kind) for kind in KINDS)
     for point in run.points:
         _add_point(builder, point, synthetic, real)
@@ -151,11 +170,14 @@ def _add_data(builder: _Builder, config: RunConfig, kind: str) -> str:
 
 def _add_point(builder: _Builder, point: Point, synthetic: str, real: str) -> None:
     """The segmenter, the translators and their evaluations at one point."""
-    config = point.config
+    config, finetuning = point.config, _finetuning(point.config)
     packs = {"synthetic": synthetic, "real": real}
 
-    def label(*stages: str) -> str:
-        return paths.point_label(point.changed_in(stages))
+    def label(*stages: str, prefix: str = "") -> str:
+        changed = point.changed_in(stages)
+        if finetuning is not config.finetune:
+            changed = {k: v for k, v in changed.items() if k not in _IDLE_AT_ALPHA_0}
+        return paths.point_label(changed, prefix)
 
     segmenter = builder.add(
         "segmenter",
@@ -172,7 +194,7 @@ def _add_point(builder: _Builder, point: Point, synthetic: str, real: str) -> No
         FinetuneStage(
             gan=config.gan,
             selection_fraction=config.selection_fraction,
-            finetune=config.finetune,
+            finetune=finetuning,
             classes=config.classes,
         ),
         config,
@@ -191,8 +213,21 @@ def _add_point(builder: _Builder, point: Point, synthetic: str, real: str) -> No
         science = EvaluateStage.model_validate(
             {"evaluate": config.evaluate, "classes": config.classes, "method": method}
         )
-        name = paths.point_label(point.changed_in((*owners, *more)), prefix=method)
+        name = label(*owners, *more, prefix=method)
         builder.add("evaluate", name, science, config, inputs)
+
+
+def _finetuning(config: RunConfig) -> FinetuneConfig:
+    """The finetuning at a point; at alpha = 0 with the defaults of what has no effect there.
+
+    Else a sweep of gamma would train the same control again and again, and count the copies as
+    independent.
+    """
+    if config.finetune.alpha != 0:
+        return config.finetune
+    fields = FinetuneConfig.model_fields
+    idle = [key.removeprefix("finetune.") for key in _IDLE_AT_ALPHA_0]
+    return config.finetune.model_copy(update={name: fields[name].default for name in idle})
 
 
 def select(graph: Graph, done: Collection[str], stage: str) -> list[str]:

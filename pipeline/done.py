@@ -94,8 +94,9 @@ def read_done(stage_dir: Path, expected_hash: str) -> DoneRecord | None:
     """The record of a finished stage; None unless it is valid for `expected_hash`.
 
     Valid means: the science hash fits and every output is there with its recorded size. The
-    digests are not read again (a plan must take seconds also where the outputs are terabytes);
-    shards and weights carry digests of their own, which their readers check.
+    digests are not read again (a plan must take seconds also where the outputs are terabytes).
+    Those of weights are, by the stages that read them (`damaged_weights`); shards carry digests
+    of their own, which their reader checks.
     """
     record = load_done(stage_dir)
     if record is None or record.science_hash != expected_hash:
@@ -106,6 +107,15 @@ def read_done(stage_dir: Path, expected_hash: str) -> DoneRecord | None:
     except OSError:
         pass
     return None
+
+
+def damaged_weights(stage_dir: Path, record: DoneRecord) -> list[Path]:
+    """The files of weights (*.pt) of a finished stage that are not as its record says."""
+    return [
+        stage_dir / name
+        for name, output in record.outputs.items()
+        if name.endswith(".pt") and digest_of(stage_dir / name) != output
+    ]
 
 
 def _size(path: Path) -> int:

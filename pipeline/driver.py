@@ -101,13 +101,15 @@ def _conclude(plan: Plan, outcome: Outcome) -> int:
             _print_lines("  | ", [line.rstrip() for line in deque(file, _LOG_LINES)])
         print(f"{name} failed; the whole log: {log}", flush=True)
     _print_results(plan.run_dir)
+    # Given again, --force would make the stages anew that are done by now.
+    again = "the same command" + (", without --force," if plan.forced else "")
     if outcome.interrupted:
-        print("stopped; the same command goes on from there")
+        print(f"stopped; {again} goes on from there")
         return 130
     if outcome.failed:
         left = len(plan.todo) - len(outcome.done) - len(outcome.failed)
         waiting = f", {left} not started because of that" if left else ""
-        print(f"{len(outcome.failed)} failed{waiting}; the same command tries them again")
+        print(f"{len(outcome.failed)} failed{waiting}; {again} tries them again")
         return 1
     print(f"done: {len(outcome.done)} stages")
     return 0

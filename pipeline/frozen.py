@@ -43,6 +43,9 @@ class FrozenStage(StrictModel):
     science: dict[str, Any]
     launch: Launch
     inputs: dict[str, InputRef]
+    weights: str | None = Field(
+        default=None, description="digest of the file of backbone weights, where one is read"
+    )
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,7 +1,6 @@
 """The local engine: runs the plan's nodes as processes of this machine, several side by side."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from pipeline import paths, progress
 from pipeline.dag import Node, priorities
 from pipeline.display import Display
 from pipeline.plan import Plan, freeze, is_finished
-from pipeline.profiles import LocalProfile, Resources
+from pipeline.profiles import LocalProfile, Resources, find_mpiexec
+from pipeline.stopping import EXIT_PREEMPTED
 
-EXIT_PREEMPTED = 75  # what pipeline.stages ends with when it has saved and stopped
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What an outer launcher may have left in the environment: a stage would take itself for a rank.
 _FOREIGN = ("PMI", "OMPI_", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
@@ -53,21 +52,11 @@ def stage_command(node: Node, resources: Resources, stage_dir: Path) -> list[str
     if resources.ranks == 1:
         return [sys.executable, *module]
     if node.stage.startswith("pack_"):
-        return [_mpiexec(), "-n", str(resources.ranks), sys.executable, *module]
+        mpiexec = find_mpiexec()
+        assert mpiexec is not None, "the plan makes sure of it"
+        return [mpiexec, "-n", str(resources.ranks), sys.executable, *module]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*torchrun, "--nproc-per-node", str(resources.ranks), *module]
-
-
-def _mpiexec() -> str:
-    """The mpiexec beside this Python, else the one on PATH. Raises ValueError without one."""
-    beside = Path(sys.executable).parent / "mpiexec"
-    found = str(beside) if beside.is_file() else shutil.which("mpiexec")
-    if found is None:
-        raise ValueError(
-            "no mpiexec: packing with several ranks needs MPI; install the extra 'mpi', or set "
-            "stages.pack_synthia.ranks and stages.pack_cityscapes.ranks of the profile to 1"
-        )
-    return found
 
 
 def stage_environment(threads: int) -> dict[str, str]:
@@ -194,6 +183,8 @@ class Scheduler:
                 start_new_session=True,
                 env=stage_environment(resources.threads),
             )
+        # A new driver must see it, should this one be killed before the stage says so itself.
+        progress.note_started(folder, process.pid)
         self._running[name] = Job(node, process, log, resources.slots, time.monotonic())
         self._display.started(name)
 

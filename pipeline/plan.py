@@ -12,7 +12,8 @@ from pipeline.config import MINICITY, Run, RunConfig
 from pipeline.dag import KINDS, STAGE_VERSION, STAGES, Graph, Node, build_graph, root_of, select
 from pipeline.done import load_done, read_done, read_json
 from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, write_frozen
-from pipeline.profiles import LocalProfile
+from pipeline.hashing import pretrained_file, weights_digest
+from pipeline.profiles import LocalProfile, find_mpiexec
 from pipeline.stale import Found, State, decide
 
 
@@ -25,6 +26,7 @@ class Plan:
     found: Mapping[str, Found]
     states: Mapping[str, State]
     todo: list[str]
+    forced: Collection[str] = ()
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -32,16 +34,21 @@ class Plan:
 def make_plan(
     run: Run, run_dir: Path, stage: str, profile: LocalProfile, forced: Collection[str] = ()
 ) -> Plan:
-    """Hold `run` against what lies in `run_dir`. Raises `ConfigError` for a wrong stage name."""
+    """Hold `run` against what lies in `run_dir`.
+
+    Raises `ConfigError` for a wrong stage name, and for a file of backbone weights that is missing
+    and that no finished segmenter has read.
+    """
     for name in ({stage} - {"all"}) | set(forced):
         if name not in STAGES:
             raise ConfigError(f"no stage {name!r}; there are: {', '.join(STAGES)}")
     raw, trouble = _raw_hashes(run.config, run_dir)
-    graph = build_graph(run, raw)
+    weights = _kept_weights(run, run_dir)
+    graph = build_graph(run, raw, weights)
     found = {name: look(run_dir, node) for name, node in graph.items()}
     states = decide(graph, found, forced)
     todo = select(graph, {name for name, s in states.items() if s.kind == "done"}, stage)
-    plan = Plan(run_dir, graph, found, states, todo)
+    plan = Plan(run_dir, graph, found, states, todo, forced)
     for name in forced:
         if not any(graph[n].stage == name for n in todo):
             plan.problems.append(f"--force {name}: --stage {stage} does not run {name}")
@@ -50,9 +57,13 @@ def make_plan(
             plan.problems.append(message)
         elif states[f"pack_{kind}"].kind == "done" and root_of(run.config, kind) is not None:
             plan.warnings.append(f"{message}; pack_{kind} is done and is kept")
+    for path in weights:
+        _note_missing_weights(plan, path)
     for name in todo:
         found_here = _rank_problems(graph[name], profile)
         plan.problems += [line for line in found_here if line not in plan.problems]
+        if states[name].kind == "resume" and graph[name].stage in forced:
+            plan.warnings.append(f"{name}: half made, so it goes on; --force is for finished ones")
         if progress.is_running(run_dir / name):
             plan.warnings.append(f"{name}: {progress.named(run_dir / name)} is at work on it")
     return plan
@@ -105,6 +116,34 @@ def _raw_hashes(config: RunConfig, run_dir: Path) -> tuple[dict[str, str | None]
     return hashes, trouble
 
 
+def _kept_weights(run: Run, run_dir: Path) -> dict[str, str]:
+    """Digests of the files of backbone weights that are gone, as finished segmenters read them."""
+    files = [Path(p.config.segmenter.pretrained) for p in run.points]
+    gone = {path for path in files if str(path) != "none" and not path.is_file()}
+    if not gone:
+        return {}
+    top = run_dir / "segmenter"
+    kept: dict[str, str] = {}
+    for folder in (top, *(entry for entry in sorted(top.glob("*")) if paths.is_point(entry.name))):
+        frozen = read_frozen_tree(folder)
+        path = pretrained_file(frozen.get("science", {}))
+        digest = frozen.get("weights")
+        if path in gone and digest and read_done(folder, str(frozen.get("science_hash"))):
+            kept[str(path)] = str(digest)
+    return kept
+
+
+def _note_missing_weights(plan: Plan, path: str) -> None:
+    """A missing file of backbone weights: a problem for segmenters to train, else a warning."""
+    users = [n for n, node in plan.graph.items() if pretrained_file(node.science) == Path(path)]
+    unmade = [name for name in users if name in plan.todo]
+    message = f"segmenter.pretrained: no file {path}"
+    if unmade:
+        plan.problems.append(f"{message}; {unmade[0]} is to be trained from it: put it back")
+    else:
+        plan.warnings.append(f"{message}; {', '.join(users)}: done, and kept")
+
+
 def _fingerprint(root: str | None, kind: str) -> str:
     """Fingerprint of a data root. Raises `ConfigError` where it is not given, or not right."""
     key = f"data.{kind}_root"
@@ -115,19 +154,22 @@ def _fingerprint(root: str | None, kind: str) -> str:
         )
     if not Path(root).is_dir():
         raise ConfigError(f"{key}: no folder {root}; correct it, or give --set {key}=PATH")
-    from data_prep import sources  # image libraries: only where there is data of the user's own
+    from data_prep import listing
 
     try:
-        if kind == "synthia":
-            return sources.fingerprint(Path(root), "synthia")
-        return sources.fingerprint(Path(root), "cityscapes")
+        return listing.fingerprint(Path(root), "synthia" if kind == "synthia" else "cityscapes")
     except (ValueError, OSError) as error:
         raise ConfigError(f"{key}: {error}") from None
 
 
 def _rank_problems(node: Node, profile: LocalProfile) -> list[str]:
-    """Global batch sizes that the ranks of the profile do not divide."""
+    """Several ranks without an MPI to start them; global batch sizes that they do not divide."""
     ranks = profile.resources(node.stage).ranks
+    if node.stage.startswith("pack_") and ranks > 1 and find_mpiexec() is None:
+        return [
+            f"{node.stage}: no mpiexec: packing with {ranks} ranks needs MPI; install the extra "
+            f"'mpi', or set stages.{node.stage}.ranks of the profile to 1"
+        ]
     gan, finetune = node.config.gan, node.config.finetune
     batches: dict[str, dict[str, int]] = {
         "segmenter": {"segmenter.batch_size": node.config.segmenter.batch_size},
@@ -176,6 +218,7 @@ def freeze(plan: Plan, node: Node, profile: LocalProfile) -> Path:
     """Write a node's `config.yaml`; returns its directory. Its data and inputs must be known."""
     assert node.hash is not None, f"{node.name}: its data is not there"
     resources = profile.resources(node.stage)
+    pretrained = pretrained_file(node.science)
     inputs = {
         role: InputRef(dir=name, hash=str(plan.graph[name].hash))
         for role, name in node.inputs.items()
@@ -200,6 +243,7 @@ def freeze(plan: Plan, node: Node, profile: LocalProfile) -> Path:
                 processes=resources.processes,
             ),
             inputs=inputs,
+            weights=weights_digest(pretrained) if pretrained else None,
         ),
     )
     return folder

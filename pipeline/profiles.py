@@ -1,6 +1,9 @@
 """Partition profiles: how a machine runs the stages. Launch only: nothing here is ever hashed."""
 
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -53,6 +56,12 @@ class LocalProfile(StrictModel):
             processes=own.processes or 1,
             slots=min(self.parallel, own.slots or 1),
         )
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec beside this Python, else the one on PATH; None where there is none."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    return str(beside) if beside.is_file() else shutil.which("mpiexec")
 
 
 def load_profile(name: str) -> LocalProfile:

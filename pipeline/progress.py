@@ -29,13 +29,10 @@ def process_start(pid: int) -> int:
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
-def identity() -> dict[str, Any]:
-    """This process: host, pid and start."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_start": process_start(os.getpid()),
-    }
+def identity(pid: int | None = None) -> dict[str, Any]:
+    """Host, pid and start of a process of this machine; of this one by default."""
+    pid = os.getpid() if pid is None else pid
+    return {"host": socket.gethostname(), "pid": pid, "process_start": process_start(pid)}
 
 
 def is_alive(process: dict[str, Any]) -> bool:
@@ -57,18 +54,37 @@ def is_alive(process: dict[str, Any]) -> bool:
 def write_state(stage_dir: Path, state: StageState, message: str) -> None:
     """Record what this process does with the stage.
 
-    A failure stands until the next attempt: the ranks that die of it later do not hide it.
+    A failure stands until the next attempt: neither the ranks that die of it later nor those that
+    the launcher stops because of it hide it.
     """
-    attempt = max(1, attempts(stage_dir))
-    before = read_state(stage_dir)
-    if state == "failed" and before.get("state") == "failed" and before["attempt"] == attempt:
+    if state in ("failed", "preempted") and _state_of_attempt(stage_dir) == "failed":
         return
+    _write_state(stage_dir, state, message, identity())
+
+
+def note_started(stage_dir: Path, pid: int) -> None:
+    """Record that process `pid` of this machine was started on the stage.
+
+    For the moments before it says so itself; what it has said already stands.
+    """
+    if _state_of_attempt(stage_dir) is None:
+        _write_state(stage_dir, "running", "", identity(pid))
+
+
+def _state_of_attempt(stage_dir: Path) -> StageState | None:
+    """What was recorded in the present attempt; None where nothing was."""
+    content = read_state(stage_dir)
+    is_present = content.get("attempt") == max(1, attempts(stage_dir))
+    return content.get("state") if is_present else None
+
+
+def _write_state(stage_dir: Path, state: StageState, message: str, process: dict[str, Any]) -> None:
     content = {
         "state": state,
-        "attempt": attempt,
+        "attempt": max(1, attempts(stage_dir)),
         "message": message,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **identity(),
+        **process,
     }
     atomic.write_json(stage_dir / paths.STATE, content)
 

@@ -48,24 +48,41 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--account", metavar="NAME", help="whom Slurm charges; unused on this machine")
     p.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the run config, such as gan.seed=1; may be given again",
+        help="override keys of the run config, such as gan.images=800; may be given again",
     )
     p.add_argument(
         "--sweep", metavar="FILE", help="replaces the run config's sweep (or a name in sweeps)"
     )
     p.add_argument("--dry-run", action="store_true", help="print the plan; start nothing")
-    p.add_argument("--follow", action="store_true", help="with --status: again every few seconds")
+    p.add_argument(
+        "--follow",
+        action="store_true",
+        help="with --status: again every few seconds (--stage always shows how far it is)",
+    )
     p.add_argument(
         "--force",
         action="append",
         default=[],
         metavar="STAGE",
-        help="make a finished stage anew; what it made before is kept aside",
+        help="make a finished stage anew (a half-made one goes on); what it made before is kept",
     )
     return p
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments; ends the process with exit code 2 where they do not fit together."""
+    p = parser()
+    args = p.parse_args(arguments)
+    planning = {"--dry-run": args.dry_run, "--force": args.force, "--sweep": args.sweep}
+    given = [flag for flag, value in planning.items() if value]
+    if given and args.stage is None:
+        what = "--status" if args.status else "--cancel"
+        p.error(f"{', '.join(given)}: only with --stage, not with {what}")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     0: all is done. 1: a stage failed. 2: the command, a config or the data are not right.
     130: stopped by Ctrl-C or a signal; the same command goes on from there.
     """
-    args = parser().parse_args(arguments)
+    args = _parse(arguments)
     if args.status:
         return show_status(args)
     if args.cancel:

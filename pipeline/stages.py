@@ -1,12 +1,12 @@
 """One stage, from its directory: `python -m pipeline.stages STAGE_DIR`, on every rank.
 
-Exit code 0: done.json is valid. 75: stopped by a signal after saving; start it again to go on.
+Exit code 0: done.json is valid. 75: stopped by a signal, saved where there was something to save;
+start it again to go on.
 1: failed; the last line of the output says why.
 """
 
 import os
 import platform
-import signal
 import socket
 import sys
 import time
@@ -14,34 +14,29 @@ import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 
 from data_prep import atomic
 from data_prep.config import ConfigError, Document, StrictModel, parse_model
 from pipeline import paths, prep, progress
-from pipeline.config import science_hash
 from pipeline.dag import STAGE_VERSION
 from pipeline.done import (
     DoneRecord,
     OutputRecord,
     combined,
+    damaged_weights,
     digest_of,
     read_done,
     read_json,
     write_done,
 )
 from pipeline.frozen import FrozenStage, read_frozen
+from pipeline.hashing import science_hash
 from pipeline.science import SCIENCE
+from pipeline.stopping import EXIT_PREEMPTED, Stopped, ignore_signals, stop_on_signals
 from tigan.config import StageJob, StageResult
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, to be started again
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 _LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "opencv-python-headless", "mpi4py")
-
-
-class Stopped(BaseException):
-    """A signal asked this stage to stop. No Exception: nothing in between may swallow it."""
 
 
 class StageError(ValueError):
@@ -59,13 +54,13 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m pipeline.stages STAGE_DIR", file=sys.stderr)
         return 2
     stage_dir = Path(arguments[0]).resolve()
-    _stop_on_signals()
+    stop_on_signals()
     try:
         run_stage(stage_dir)
     except Stopped:
-        _ignore_signals()
+        ignore_signals()
         if env_rank() == 0:
-            progress.write_state(stage_dir, "preempted", "saved; start it again to go on")
+            progress.write_state(stage_dir, "preempted", "start it again to go on")
         print("stopped by a signal; start it again to go on", flush=True)
         return EXIT_PREEMPTED
     except Exception as error:
@@ -76,25 +71,6 @@ def main(arguments: list[str]) -> int:
         print(f"error: {stage_dir.name} (rank {env_rank()}): {message}", file=sys.stderr)
         return 1
     return 0
-
-
-def _stop_on_signals() -> None:
-    """Until the stage installs its own flag: a signal ends it by `Stopped`, and its children."""
-    owner = os.getpid()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked helper process: nothing to save
-            os._exit(EXIT_PREEMPTED)
-        raise Stopped
-
-    for number in _SIGNALS:
-        signal.signal(number, stop)
-
-
-def _ignore_signals() -> None:
-    """What is being recorded must not be cut off."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def run_stage(stage_dir: Path) -> None:
@@ -116,7 +92,7 @@ def run_stage(stage_dir: Path) -> None:
     science = parse_science(frozen)
 
     def finish(outputs: dict[str, OutputRecord], result: StageResult, world_size: int) -> None:
-        _ignore_signals()
+        ignore_signals()
         seconds = before + time.monotonic() - started
         record = DoneRecord(
             stage=frozen.stage,
@@ -161,7 +137,9 @@ def find_inputs(
 ) -> tuple[dict[str, Path], dict[str, str | None]]:
     """Role -> directory, and role -> output digest (None: not finished, allowed for the report).
 
-    Raises `StageError` where an input is missing, or not the one that the config names.
+    Raises `StageError` where an input is missing, not the one that the config names, or damaged.
+    Every rank digests the weights, which it reads next anyway: a rank that failed alone would
+    leave the others waiting for it.
     """
     folders: dict[str, Path] = {}
     digests: dict[str, str | None] = {}
@@ -178,7 +156,19 @@ def find_inputs(
                 f"{ref.hash[:10]}; give the driver's command again, which makes it first"
             )
         digests[role] = record.output_digest if record else None
+        if record is not None and frozen.stage != "report":  # it reads no weights
+            _verify_weights(role, folders[role], record)
     return folders, digests
+
+
+def _verify_weights(role: str, folder: Path, record: DoneRecord) -> None:
+    """Raise `StageError` where weights of an input are not those that it recorded."""
+    for path in damaged_weights(folder, record):
+        raise StageError(
+            f"input {role}: {path} is not the file that {record.stage} recorded (its digest "
+            f"differs): it was damaged or replaced; put it back, or make it anew: give the "
+            f"driver's command again with --force {record.stage}, or delete {folder / paths.DONE}"
+        )
 
 
 def _note_start(frozen: FrozenStage, stage_dir: Path, digests: dict[str, str | None]) -> None:
@@ -245,6 +235,8 @@ def _report(job: StageJob) -> StageResult:
     return report.run(job)
 
 
+_SAVE_FIRST = ("segmenter", "gan", "finetune")  # the others have nothing to save when they stop
+
 # Functions, not module names: a stage's code is imported inside its call, and found by tools.
 _LEARNING: dict[str, Callable[[StageJob], StageResult]] = {
     "segmenter": _segmenter,
@@ -263,11 +255,12 @@ def _run_learning(
     """A stage of `tigan`, under all ranks; rank 0 records it."""
     from tigan import distributed, preemption
 
-    preemption.install()
+    if frozen.stage in _SAVE_FIRST:
+        preemption.install()
     try:
         with distributed.session(threads=frozen.launch.threads) as group:
             result = _LEARNING[frozen.stage](job)
-            preemption.ignore()
+            ignore_signals()
             if group.is_first:
                 outputs = {name: digest_of(job.stage_dir / name) for name in sorted(result.outputs)}
                 finish(outputs, result, group.world_size)

@@ -29,7 +29,10 @@ class State:
 def decide(
     graph: Graph, found: Mapping[str, Found], forced: Collection[str] = ()
 ) -> dict[str, State]:
-    """The state of every node; `forced` names stages that are made anew even if done."""
+    """The state of every node; `forced` names stages that are made anew even if done.
+
+    A forced stage that is only half made goes on: what was forced may have been stopped.
+    """
     states: dict[str, State] = {}
     for name, node in graph.items():
         states[name] = _decide_node(graph, node, found, states, forced)
@@ -51,7 +54,7 @@ def _decide_node(
         if node.stage.startswith("render_") and _pack_stands(graph, node, found, forced):
             return State("done", "the rendered images are gone; their pack is kept")
         return State("run", "not begun")
-    if node.stage in forced:
+    if node.stage in forced and own.record is not None:
         return State("stale", f"--force {node.stage}")
     if own.config.get("science_hash") != node.hash:
         return State("stale", _difference(graph, node, own.config))

@@ -56,7 +56,7 @@ def main() -> int:
     if behaviour in ("until stopped", "stubborn"):
         handler = signal.SIG_IGN if behaviour == "stubborn" else lambda *_: sys.exit(75)
         signal.signal(signal.SIGTERM, handler)
-        (folder / "ready").touch()
+        (folder / "ready").write_text(str(os.getpid()))
         time.sleep(60)
     write_done(folder, task)
     note(task, "end")

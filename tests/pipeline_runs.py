@@ -38,11 +38,11 @@ def plan(run: Run, run_dir: Path, stage: str = "all", force: tuple[str, ...] = (
     return make_plan(run, run_dir, stage, PROFILE, force)
 
 
-def finish(plan: Plan, node: Node, content: str = "made") -> None:
+def finish(plan: Plan, node: Node, content: str = "made", output: str = "out.bin") -> None:
     """Make a node done as a stage would: frozen config, one output, done.json."""
     folder = freeze(plan, node, PROFILE)
-    (folder / "out.bin").write_text(content)
-    outputs = {"out.bin": digest_of(folder / "out.bin")}
+    (folder / output).write_text(content)
+    outputs = {output: digest_of(folder / output)}
     inputs: dict[str, str | None] = {}
     for role, name in node.inputs.items():
         record = load_done(plan.run_dir / name)

@@ -1,12 +1,17 @@
 """The command line as users give it, in processes of its own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from pipeline_runs import PROFILE, RUN_CONFIG, FakeStages, events, finish_all, plan, tiny_run
+from tiny_data import write_cityscapes, write_synthia
 
 from data_prep.config import REPO_ROOT
 from pipeline import driver, local, lock, progress, run, status
@@ -58,6 +63,17 @@ def test_missing_data_prints_the_plan_and_exits_2(tmp_path: Path) -> None:
     assert not loaded(result) & set(HEAVY)
 
 
+def test_dry_run_over_own_data_is_as_light(tmp_path: Path) -> None:
+    write_synthia(tmp_path / "synthia", 2)
+    write_cityscapes(tmp_path / "photos", {"train": {"aachen": 2}, "val": {"bochum": 1}})
+    roots = ("data.synthia_root=synthia", "data.cityscapes_root=photos")
+    given = ["--set", *roots]
+    result = command(tmp_path, "--stage", "all", "--dry-run", "--config", str(RUN_CONFIG), *given)
+    assert result.returncode == 0, result.stderr
+    assert "runs/minicity: 17 stages to run, 0 done" in result.stdout
+    assert not loaded(result) & set(HEAVY)
+
+
 def test_nothing_to_do(tmp_path: Path) -> None:
     finish_all(load_run(RUN_CONFIG, []), tmp_path / "runs" / "minicity")
     result = command(tmp_path, "--stage", "all", "--config", str(RUN_CONFIG))
@@ -96,6 +112,18 @@ def test_wrong_commands_are_one_line_and_exit_2(
     assert len(error) == 1 and error[0].startswith("error: ") and part in error[0]
 
 
+@pytest.mark.parametrize("what", ["--status", "--cancel"])
+@pytest.mark.parametrize("flag", [["--dry-run"], ["--force", "gan"], ["--sweep", "x.yaml"]])
+def test_flags_that_mean_nothing_are_refused(
+    what: str, flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(what, *flag)
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"error: {flag[0]}: only with --stage, not with {what}")
+
+
 def fake_engine(monkeypatch: pytest.MonkeyPatch, run_dir: Path, behaviour: dict[str, str]) -> None:
     """Let the driver start stand-ins instead of stages: the process boundary, nothing else."""
     real = local.Scheduler
@@ -120,6 +148,28 @@ def test_failed_stage_shows_its_log_and_the_same_command_goes_on(
     assert capsys.readouterr().out.splitlines()[-1] == "done: 1 stages"
     assert "start segmenter" not in events(tmp_path / "r")
     assert lock.holder(tmp_path / "r") is None
+
+
+def test_forced_run_that_was_stopped_goes_on_without_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "r"
+    finish_all(load_run(RUN_CONFIG, []), run_dir)
+    fake_engine(monkeypatch, run_dir, {"finetune": "until stopped"})
+
+    def interrupt() -> None:
+        while not (run_dir / "finetune" / "ready").exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    forced = ("--stage", "finetune", "--force", "gan", "--force", "finetune", "--run-dir", "r")
+    assert main(*forced) == 130
+    advice = capsys.readouterr().out.splitlines()[-1]
+    assert advice == "stopped; the same command, without --force, goes on from there"
+    fake_engine(monkeypatch, run_dir, {})
+    assert main("--stage", "finetune", "--run-dir", "r") == 0
+    assert events(run_dir).count("start gan") == 1
 
 
 def test_status_reads_and_tells_the_states_apart(

@@ -37,6 +37,9 @@ def test_set_overrides_and_is_read_as_yaml() -> None:
         ("pack.cityscapes.width=130", ["pack.cityscapes", "130", "multiples of 4"]),
         ("stage_training.gam={}", ["stage_training.gam", "'gan'"]),
         ("gan", ["key=value"]),
+        ("pack.synthia.val_images=0", ["pack.synthia.val_images: 0", "expected 1 or more"]),
+        ("segmenter.crop=[97, 128]", ["segmenter.scale", "segmenter.crop", "[97, 128]"]),
+        ("segmenter.scale=[0.8, 2.0]", ["segmenter.scale", "[96, 128]", "least zoom of 1 or"]),
     ],
 )
 def test_wrong_overrides_are_named(assignment: str, parts: list[str]) -> None:
@@ -44,6 +47,44 @@ def test_wrong_overrides_are_named(assignment: str, parts: list[str]) -> None:
         load_run(RUN_CONFIG, [assignment])
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_least_zoom_decides_which_crop_fits() -> None:
+    zoomed = ["segmenter.scale=[0.57, 1.5]", "pack.synthia.height=100"]
+    crop = load_run(RUN_CONFIG, [*zoomed, "segmenter.crop=[57, 70]"]).config.segmenter.crop
+    assert crop == [57, 70]  # 100 * 0.57 is a little less than 57 in floating point
+    with pytest.raises(ConfigError, match=r"least zoom of 0\.58 or more"):
+        load_run(RUN_CONFIG, [*zoomed, "segmenter.crop=[58, 70]"])
+
+
+@pytest.mark.parametrize(
+    "assignment", ["finetune.alpha=0.9", "gan.seed=0", "gan={seed: 5, crop: [64, 64], images: 9}"]
+)
+def test_set_of_a_swept_key_is_refused(assignment: str) -> None:
+    key = "finetune.alpha" if "alpha" in assignment else "gan.seed"
+    values = "0.0, 0.5" if "alpha" in assignment else "0, 1"
+    if "{" in assignment:
+        assignment = assignment.replace("9}", "9, decay_from: 0}")
+    with pytest.raises(ConfigError) as caught:
+        load_run(RUN_CONFIG, ["report.title=x", assignment])
+    message = str(caught.value)
+    assert message.startswith(f"--set {assignment}: {key} is swept")
+    assert f"sets it to {values};" in message
+    assert "--sweep FILE" in message and "--set 'sweep=[]'" in message
+    assert "\n" not in message
+
+
+def test_set_of_a_swept_key_counts_without_the_sweep(tmp_path: Path) -> None:
+    for order in (["sweep=[]", "finetune.alpha=0.9"], ["finetune.alpha=0.9", "sweep=[]"]):
+        run = load_run(RUN_CONFIG, order)
+        assert [dict(point.changed) for point in run.points] == [{}]
+        assert run.points[0].config.finetune.alpha == 0.9
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("sweep:\n  - {gan.seed: [0, 1]}\n")
+    points = load_run(RUN_CONFIG, ["finetune.alpha=0.9"], sweep).points
+    assert [point.config.finetune.alpha for point in points] == [0.9, 0.9]
+    with pytest.raises(ConfigError, match=r"gan\.seed is swept"):
+        load_run(RUN_CONFIG, ["gan.seed=3"], sweep)
 
 
 def test_sweep_is_product_within_and_union_over_blocks() -> None:

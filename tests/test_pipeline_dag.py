@@ -10,8 +10,9 @@ from pipeline_runs import tiny_run
 import data_prep.config
 from data_prep.config import CONFIGS, ConfigError
 from pipeline import dag
-from pipeline.config import Run, RunConfig, science_hash
+from pipeline.config import Run, RunConfig
 from pipeline.dag import Graph, build_graph, priorities, select
+from pipeline.hashing import science_hash
 
 KNOWN: dict[str, str | None] = {"synthia": "s", "cityscapes": "c"}
 
@@ -72,6 +73,30 @@ def test_points_share_what_they_can() -> None:
     assert source == ["evaluate/source_only", "evaluate/source_only,segmenter.seed=3"]
 
 
+def test_alpha_scales_makes_no_difference_at_alpha_0() -> None:
+    sweep = [{"finetune.alpha": [0.0, 0.5], "finetune.alpha_scales": ["adversarial", "all"]}]
+    assert sum(node.stage == "finetune" for node in graph_of(sweep).values()) == 3
+
+
+def test_gamma_makes_no_difference_at_alpha_0() -> None:
+    graph = graph_of([{"finetune.alpha": [0.0, 0.5], "finetune.gamma": [3.0, 10.0, 30.0]}])
+    assert [n for n in graph if graph[n].stage == "finetune"] == [
+        "finetune/finetune.alpha=0.0",
+        "finetune/finetune.gamma=3.0",
+        "finetune",
+        "finetune/finetune.gamma=30.0",
+    ]
+    matched = [n for n in graph if n.startswith("evaluate/cyclegan_matched")]
+    assert matched == ["evaluate/cyclegan_matched,finetune.alpha=0.0"]
+    # The same control, also where the base's own gamma is another.
+    other = graph_of([{"finetune.alpha": [0.0, 0.5]}], finetune__gamma=3.0)
+    name = "finetune/finetune.alpha=0.0"
+    assert other[name].hash == graph[name].hash
+    assert other["finetune"].hash != graph["finetune"].hash
+    base = graph_of([{"finetune.gamma": [3.0, 5.0]}], finetune__alpha=0.0, finetune__gamma=3.0)
+    assert [n for n in base if base[n].stage == "finetune"] == ["finetune"]
+
+
 def test_unknown_data_leaves_hashes_open_but_nodes_apart() -> None:
     run = tiny_run([{"gan.seed": [0, 1]}], data={"synthia_root": "minicity"})
     known, unknown = build_graph(run, KNOWN), build_graph(run, {"cityscapes": None})
@@ -100,7 +125,7 @@ OTHER: dict[str, Any] = {
     "segmenter__architecture": "deeplabv3",
     "segmenter__backbone": "resnet50",
     "segmenter__crop": [64, 64],
-    "segmenter__scale": [0.5, 1.0],
+    "segmenter__scale": [1.0, 1.5],
     "segmenter__optimizer": "sgd",
     "segmenter__precision": "bf16",
     "segmenter__momentum": 0.5,
@@ -245,7 +270,10 @@ def test_select_runs_a_stage_and_what_it_needs() -> None:
 def test_longest_path_comes_first() -> None:
     graph = graph_of()
     order = priorities(graph, list(graph))
-    assert order["gan"] > order["segmenter"] > order["evaluate/source_only"] > order["report"]
+    for name in graph:
+        after = [order[other] for other in graph if name in graph[other].inputs.values()]
+        own = priorities(graph, [name])[name]
+        assert own > 0 and order[name] == own + max(after, default=0)
     assert max(order, key=lambda name: order[name]) == "render_synthia"
     assert set(priorities(graph, ["report"])) == {"report"}
 

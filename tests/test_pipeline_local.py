@@ -16,6 +16,7 @@ from pipeline_runs import FakeStages, events, plan, tiny_run
 from rich.console import Console
 
 from pipeline import lock, paths, progress
+from pipeline.dag import priorities
 from pipeline.display import Display
 from pipeline.done import load_done
 from pipeline.local import Outcome, Scheduler, stage_command, stage_environment
@@ -76,9 +77,12 @@ def test_no_more_side_by_side_than_slots(tmp_path: Path) -> None:
 
 
 def test_longest_path_starts_first(tmp_path: Path) -> None:
+    made = plan(tiny_run(), tmp_path)
+    weight = priorities(made.graph, made.todo)
+    longer, shorter = sorted(("gan", "segmenter"), key=lambda name: -weight[name])
     run_all(tmp_path, {}, parallel=1)
     order = events(tmp_path)
-    assert order.index("start gan") < order.index("start segmenter")
+    assert order.index(f"start {longer}") < order.index(f"start {shorter}")
 
 
 def test_failure_stops_its_downstream_only_and_the_report_runs(tmp_path: Path) -> None:
@@ -136,6 +140,34 @@ def test_signal_lets_stages_save_and_the_next_run_goes_on(
     assert "gan" not in outcome.done and "report" not in outcome.done
     outcome, _ = run_all(tmp_path, {})
     assert not outcome.interrupted and "report" in outcome.done
+
+
+def test_started_stage_is_seen_before_it_says_so_itself(tmp_path: Path) -> None:
+    ready = tmp_path / "gan" / "ready"
+    when(ready.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run_all(tmp_path, {"gan": "until stopped"})  # the stand-in records no state
+    state = progress.read_state(tmp_path / "gan")
+    assert (state["state"], state["attempt"]) == ("running", 1)
+    assert state["pid"] == int(ready.read_text())
+    assert state["host"] == progress.identity()["host"]
+    assert not progress.is_running(tmp_path / "gan")
+
+
+def test_what_a_stage_says_itself_stands(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "attempt-1.log").touch()
+    progress.write_state(tmp_path, "failed", "why")
+    progress.note_started(tmp_path, os.getpid())
+    assert progress.read_state(tmp_path)["message"] == "why"
+    # A rank that the launcher stops because another has failed does not hide the failure.
+    progress.write_state(tmp_path, "preempted", "stopped")
+    assert progress.read_state(tmp_path)["state"] == "failed"
+    (logs / "attempt-2.log").touch()
+    progress.note_started(tmp_path, os.getpid())
+    assert progress.is_running(tmp_path)
+    progress.write_state(tmp_path, "preempted", "stopped")
+    assert progress.read_state(tmp_path)["state"] == "preempted"
 
 
 def test_second_signal_kills(tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from pipeline_runs import PROFILE, finish_all, plan, tiny_run
+import torch
+from pipeline_runs import PROFILE, finish, finish_all, plan, tiny_run
 
 from data_prep.config import REPO_ROOT
 from pipeline import progress
 from pipeline.done import load_done
 from pipeline.frozen import read_frozen, write_frozen
 from pipeline.plan import freeze
-from pipeline.stages import EXIT_PREEMPTED
+from pipeline.stages import StageError, find_inputs
+from pipeline.stopping import EXIT_PREEMPTED
+from tigan.networks import Segmenter
 
 SMALL = {
     "minicity": {
@@ -118,6 +121,59 @@ def test_signal_stops_a_data_stage_and_it_goes_on(tmp_path: Path) -> None:
     assert progress.read_state(folder)["state"] == "preempted"
     assert load_done(folder) is None
     assert not progress.is_running(folder)
+
+
+def test_damaged_weights_of_an_input_are_one_clear_error(tmp_path: Path) -> None:
+    run = tiny_run(**SMALL)
+    finish_all(run, tmp_path)
+    made = plan(run, tmp_path)
+    finish(made, made.graph["gan"], "weights", "translator.pt")
+    folder = freeze(made, made.graph["finetune"], PROFILE)
+    folders, _ = find_inputs(read_frozen(folder), tmp_path)
+    assert folders["gan"] == tmp_path / "gan"
+    (tmp_path / "gan" / "translator.pt").write_text("wEights")  # the size is the same
+    with pytest.raises(StageError) as caught:
+        find_inputs(read_frozen(folder), tmp_path)
+    for part in ("input gan: ", "gan/translator.pt", "--force gan", "gan/done.json"):
+        assert part in str(caught.value)
+    (folder / "done.json").unlink()
+    result = stage(folder)
+    assert result.returncode == 1
+    assert "gan/translator.pt is not the file" in result.stderr.splitlines()[-1]
+    find_inputs(read_frozen(tmp_path / "report"), tmp_path)  # the report reads no weights
+
+
+def test_signal_ends_an_evaluation_at_once(tmp_path: Path) -> None:
+    run = tiny_run(**SMALL)
+    finish_all(run, tmp_path)
+    folder = tmp_path / "evaluate" / "source_only"
+    (folder / "done.json").unlink()
+    settings = run.config.segmenter
+    states = {"segmenter": Segmenter(settings, classes=16).state_dict()}
+    config = {"segmenter": settings.model_dump(), "classes": "synthia16"}
+    weights = {"config": config, "states": states}
+    torch.save(weights, tmp_path / "segmenter" / "segmenter.pt")
+    pipe = tmp_path / "pack_cityscapes" / "index.json"  # the evaluation waits for its content
+    os.mkfifo(pipe)
+    with subprocess.Popen(command(folder), cwd=REPO_ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            writer = _open_writer(pipe, process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == EXIT_PREEMPTED
+        finally:
+            process.kill()
+        os.close(writer)
+    assert progress.read_state(folder)["state"] == "preempted"
+
+
+def _open_writer(pipe: Path, reader: subprocess.Popen[bytes]) -> int:
+    """Open a named pipe for writing as soon as `reader` has opened it for reading."""
+    while reader.poll() is None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it yet
+            time.sleep(0.02)
+    raise AssertionError("the stage ended before it read its input")
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])

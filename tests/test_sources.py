@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from tiny_data import ORIGINAL, SYNTHIA_IDS, label_blocks, paint, write_png
 
-from data_prep.sources import (
-    SourceError,
-    city_of,
-    fingerprint,
-    open_source,
-    original_sizes,
-    read_image,
-    read_labels,
-)
+from data_prep.listing import SourceError, city_of, fingerprint
+from data_prep.sources import open_source, original_sizes, read_image, read_labels
 
 
 @pytest.fixture
