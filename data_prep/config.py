@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 class StrictModel(BaseModel):
     """Base of every configuration model: frozen, no unknown keys, no silent conversion."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -111,14 +111,13 @@ def _scalar(loader: _CoreLoader, node: yaml.Node) -> Any:
 def parse_yaml(text: str, source: str) -> Document:
     """Parse a YAML mapping; `source` names it in errors. Raises `ConfigError`."""
     document = Document({}, source)
-    loader = _CoreLoader(text)
     try:
+        loader = _CoreLoader(text)
         node = loader.get_single_node()
         tree = {} if node is None else _convert(loader, node, (), document)
+        loader.dispose()  # type: ignore[no-untyped-call]
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: expected a mapping of keys, found {type(tree).__name__}")
     document.tree = tree
@@ -135,6 +134,8 @@ def load_yaml(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{shown}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{shown}: not a text file (UTF-8); expected YAML") from None
     return parse_yaml(text, str(shown))
 
 
@@ -143,7 +144,9 @@ def named_config(folder: str, name: str) -> Path:
     path = CONFIGS / folder / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in (CONFIGS / folder).glob("*.yaml"))
-        raise ConfigError(f"configs/{folder}: no {name!r} there; there are: {', '.join(names)}")
+        raise ConfigError(
+            f"configs/{folder}: no {name!r} there; there are: {', '.join(names) or 'none'}"
+        )
     return path
 
 
@@ -289,9 +292,24 @@ class ClassSet(StrictModel):
                     f"classes.{name}: unknown source {sorted(unknown)}; "
                     "expected 'synthia' and 'cityscapes'"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _every_source_and_colour(self) -> "ClassSet":
+        for source in ("synthia", "cityscapes"):
+            if not any(ids.get(source) for ids in self.classes.values()):
+                raise ValueError(
+                    f"classes: none has an id of {source!r}: every pixel of that source would be "
+                    f"ignored; give some as classes.NAME.{source}"
+                )
         missing = set(self.classes) - set(self.colours)
         if missing:
             raise ValueError(f"colours: no colour for {sorted(missing)}")
+        for name, colour in self.colours.items():
+            if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+                raise ValueError(
+                    f"colours.{name}: expected [R, G, B] with values 0..255, found {colour}"
+                )
         return self
 
 

@@ -23,7 +23,7 @@ class Recipe(StrictModel):
     """All that decides the bytes of a packed data set; every shard carries a copy."""
 
     source: SourceKind = Field(description="layout of the data set that was packed")
-    fingerprint: str = Field(description="of the packed files, see data_prep.sources.fingerprint")
+    fingerprint: str = Field(description="of the packed files, see data_prep.listing.fingerprint")
     pack: PackConfig
 
 

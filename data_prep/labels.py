@@ -25,17 +25,11 @@ PUBLISHED_IDS: dict[SourceKind, range] = {"synthia": range(23), "cityscapes": ra
 def lookup_table(class_set: ClassSet, source: SourceKind) -> UInt8:
     """Label id of `source` -> class index: uint8 [256], 255 where the id belongs to no class.
 
-    `lookup_table(...)[labels]` turns a label map of ids into one of classes. Raises `ConfigError`
-    where the class set names no id of `source` at all (everything would be ignored).
+    `lookup_table(...)[labels]` turns a label map of ids into one of classes.
     """
     table = np.full(256, IGNORED, np.uint8)
     for index, ids in enumerate(class_set.classes.values()):
         table[ids.get(source, [])] = index
-    if (table == IGNORED).all():
-        raise ConfigError(
-            f"class set {class_set.name!r}: no class has an id of the source {source!r}; "
-            f"give some as classes.NAME.{source}"
-        )
     return table
 
 
@@ -43,13 +37,7 @@ def colour_table(class_set: ClassSet) -> UInt8:
     """Class index -> RGB: uint8 [256, 3]; black for 255 (ignored) and unused indices."""
     table = np.zeros((256, 3), np.uint8)
     for index, name in enumerate(class_set.classes):
-        colour = class_set.colours[name]
-        if len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-            raise ConfigError(
-                f"class set {class_set.name!r}: colours.{name}: expected [R, G, B] with values "
-                f"0..255, found {colour}"
-            )
-        table[index] = colour
+        table[index] = class_set.colours[name]
     return table
 
 

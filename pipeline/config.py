@@ -137,6 +137,27 @@ class RunConfig(StrictModel):
                 f"pack.synthia.val_images: {self.pack.synthia.val_images}: the synthetic images "
                 "are scored on their own val split; expected 1 or more"
             )
+        if self.pack.cityscapes.val_images:
+            raise ValueError(
+                "pack.cityscapes.val_images: Cityscapes' layout has a val split; expected 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _minicity_is_large_enough(self) -> "RunConfig":
+        """What would only be found after rendering, or after all the training before finetune."""
+        rendered, held_out = self.minicity.synthia_images, self.pack.synthia.val_images
+        if self.data.synthia_root == MINICITY and rendered <= held_out:
+            raise ValueError(
+                f"minicity.synthia_images: {rendered} leaves nothing to train on beside "
+                f"pack.synthia.val_images ({held_out})"
+            )
+        left = int(self.minicity.train_images * (1 - self.selection_fraction))
+        if self.data.cityscapes_root == MINICITY and self.finetune.labels > left:
+            raise ValueError(
+                f"finetune.labels: {self.finetune.labels} asked for, but about {left} train images "
+                "are left beside the selection split (minicity.train_images, selection_fraction)"
+            )
         return self
 
     def training_of(self, stage: StageName) -> TrainingConfig:

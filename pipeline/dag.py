@@ -47,8 +47,8 @@ STAGE_VERSION: dict[str, int] = {
 
 # Relative run times of the stages, as seen on MiniCity; only the order of starting hangs on them.
 _WEIGHTS: dict[str, int] = {
-    "render_synthia": 45,
-    "render_cityscapes": 25,
+    "render_synthia": 60,
+    "render_cityscapes": 60,
     "pack_synthia": 10,
     "pack_cityscapes": 10,
     "segmenter": 200,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -33,16 +34,18 @@ class Display:
     def close(self) -> None:
         """Take the bars off the terminal."""
         if self._bars is not None:
-            self._bars.stop()
+            with suppress(OSError):
+                self._bars.stop()
 
     def line(self, text: str) -> None:
-        """One plain line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """One plain line. Silent once the terminal is gone: the stages must still be tended."""
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, name: str) -> None:
         """Note that a node has been started."""
         if self._bars is not None:
-            self._tasks[name] = self._bars.add_task(name, total=None, text="starting")
+            self._tasks[name] = self._bars.add_task(name, total=None, text="at work")
         else:
             self.line(f"{_clock()} {name}: started")
 
@@ -68,19 +71,20 @@ class Display:
         for name, folder in running.items():
             reading = last_reading(folder)
             if reading is not None and name in self._tasks:
-                self._bars.update(
-                    self._tasks[name],
-                    completed=reading.images,
-                    total=reading.total,
-                    text=texts[name],
-                )
+                with suppress(OSError):
+                    self._bars.update(
+                        self._tasks[name],
+                        completed=reading.images,
+                        total=reading.total,
+                        text=texts[name],
+                    )
 
 
 def reading_text(stage_dir: Path) -> str:
     """`120/400 images, 2.5/s, 1m52s to go`."""
     reading = last_reading(stage_dir)
     if reading is None:
-        return "starting"
+        return "at work"
     text = f"{reading.images}/{reading.total} images, {reading.rate:.3g}/s"
     return f"{text}, {duration(reading.eta_s)} to go"
 

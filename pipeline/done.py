@@ -25,7 +25,7 @@ class DoneRecord(StrictModel):
 
     stage: str
     point: str
-    science_hash: str = Field(description="what was to be learned, see pipeline.dag")
+    science_hash: str = Field(description="what was to be learned, see pipeline.hashing")
     stage_version: int
     inputs: dict[str, str | None] = Field(
         description="role -> output digest of the input that was read; null: it was not finished "
@@ -65,6 +65,8 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     for parent, _, names in os.walk(folder):
         for name in names:
+            if name.startswith("."):  # a file manager's, or a temporary file of a killed process
+                continue
             path = Path(parent, name)
             found.append((path.relative_to(folder).as_posix(), path.stat().st_size))
     return sorted(found)

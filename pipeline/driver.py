@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -62,8 +63,9 @@ def _dry_run(plan: Plan, profile: LocalProfile) -> int:
 
 
 def _print_lines(prefix: str, lines: list[str]) -> None:
-    for line in lines:
-        print(f"{prefix}{line}", flush=True)
+    with suppress(OSError):  # the terminal, or the pipe, may be gone
+        for line in lines:
+            print(f"{prefix}{line}", flush=True)
 
 
 def _run_plan(plan: Plan, run: Run, profile: LocalProfile) -> int:

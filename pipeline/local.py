@@ -132,13 +132,13 @@ class Scheduler:
         if stops == self._stops_served:
             return
         self._stops_served = stops
-        if stops == 1:
-            self._display.line("stopping: the running stages save first (Ctrl-C again to kill)")
         for job in self._running.values():
             if stops == 1:
                 _signal_group(job.process.pid, signal.SIGTERM)
             else:
                 _kill(job.process.pid)
+        if stops == 1:
+            self._display.line("stopping: the running stages save first (Ctrl-C again to kill)")
 
     def _start_ready(self) -> None:
         """Start pending nodes, the longest path first, as long as slots are free."""

@@ -54,9 +54,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override keys of the run config, such as gan.images=800; may be given again",
     )
-    p.add_argument(
-        "--sweep", metavar="FILE", help="replaces the run config's sweep (or a name in sweeps)"
-    )
+    p.add_argument("--sweep", metavar="FILE", help="replaces the run config's sweep")
     p.add_argument("--dry-run", action="store_true", help="print the plan; start nothing")
     p.add_argument(
         "--follow",

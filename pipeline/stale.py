@@ -58,6 +58,10 @@ def _decide_node(
         return State("stale", f"--force {node.stage}")
     if own.config.get("science_hash") != node.hash:
         return State("stale", _difference(graph, node, own.config))
+    if node.stage.startswith("render_") and own.record is None:
+        if _pack_stands(graph, node, found, forced):
+            return State("done", "rendered images are gone; their pack is kept")
+        return State("resume", "begun") if own.started is not None else State("run", "not begun")
     digests = input_digests(node, found, states)
     unfinished = sorted(name for name in node.inputs.values() if states[name].kind != "done")
     if node.stage == "report":
@@ -66,8 +70,11 @@ def _decide_node(
     begun = own.record.inputs if own.record else own.started
     if begun is None:
         return State("run", "not begun")
-    if unfinished:
-        return State("stale", f"its input {unfinished[0]} is made anew")
+    # One that only goes on (a shard was deleted and is packed again) will most likely be what it
+    # was; if it is not, the digests say so when it is there.
+    anew = [name for name in unfinished if states[name].kind != "resume"]
+    if anew:
+        return State("stale", f"its input {anew[0]} is made anew")
     changed = [role for role, d in digests.items() if d is not None and begun.get(role) != d]
     if changed:
         return State("stale", f"its input {node.inputs[changed[0]]} was made anew")

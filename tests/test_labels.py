@@ -60,15 +60,31 @@ def test_camvid_classes_cover_the_ids_of_its_labels() -> None:
             assert lookup_table(class_set, "synthia")[synthia_id] == table[cityscapes_id]
 
 
-def test_wrong_class_sets_are_refused() -> None:
-    classes = {"a": {"synthia": [1]}, "b": {"synthia": [2]}}
-    one_sided = ClassSet(name="x", classes=classes, colours={"a": [0, 0, 0], "b": [0, 0, 300]})
-    with pytest.raises(ConfigError, match=r"'x': no class has an id of the source 'cityscapes'"):
-        lookup_table(one_sided, "cityscapes")
-    with pytest.raises(ConfigError, match=r"without a Cityscapes id: a, b"):
-        regular_ids(one_sided)
-    with pytest.raises(ConfigError, match=r"colours.b: expected \[R, G, B\]"):
-        colour_table(one_sided)
+@pytest.mark.parametrize(
+    ("classes", "colour", "message"),
+    [
+        (
+            {"a": {"synthia": [1]}, "b": {"synthia": [2]}},
+            [1, 2, 3],
+            "none has an id of 'cityscapes'",
+        ),
+        ({"a": {"synthia": [1], "cityscapes": [7]}, "b": {}}, [0, 0, 300], "colours.b: expected"),
+        ({"a": {"synthia": [1], "cityscapes": [7]}, "b": {}}, [1, 2], "colours.b: expected"),
+        ({"a": {"synthia": [1, 2], "cityscapes": [7]}, "b": {"synthia": [2]}}, [0, 0, 0], "id 2"),
+    ],
+)
+def test_wrong_class_sets_are_refused(
+    classes: dict[str, dict[str, list[int]]], colour: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassSet(name="x", classes=classes, colours={"a": [0, 0, 0], "b": colour})
+
+
+def test_class_without_a_cityscapes_id_cannot_be_scored_officially() -> None:
+    classes = {"a": {"synthia": [1], "cityscapes": [7]}, "b": {"synthia": [2]}}
+    class_set = ClassSet(name="x", classes=classes, colours={"a": [0, 0, 0], "b": [1, 1, 1]})
+    with pytest.raises(ConfigError, match=r"without a Cityscapes id: b"):
+        regular_ids(class_set)
 
 
 def test_known_ids_are_published_or_named_in_a_class_set(

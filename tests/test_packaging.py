@@ -1,9 +1,9 @@
 """pyproject.toml, constraints.txt and environment.yml name the same packages."""
 
 import re
+import tomllib
 from pathlib import Path
 
-import tomllib
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -40,7 +40,7 @@ def test_conda_environment_has_the_same_ranges() -> None:
     lines += next(line["pip"] for line in listed if isinstance(line, dict))
     conda = [Requirement(line) for line in lines]
     found = {CONDA_NAMES.get(r.name, canonical(r.name)): str(r.specifier) for r in conda}
-    assert found.pop("python") == ">=3.10"
+    assert found.pop("python") == ">=3.11"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["mpi"]
     expected = {canonical(r.name): str(r.specifier) for r in map(Requirement, wanted)}

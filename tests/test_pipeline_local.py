@@ -170,6 +170,18 @@ def test_what_a_stage_says_itself_stands(tmp_path: Path) -> None:
     assert progress.read_state(tmp_path)["state"] == "preempted"
 
 
+def test_stages_are_tended_when_the_terminal_is_gone() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    display = Display(Console(file=Gone(), force_terminal=False), 1)
+    display.started("gan")
+    display.line("stopping")
+    display.ended("gan", "stopped", 1.0)
+    display.close()
+
+
 def test_second_signal_kills(tmp_path: Path) -> None:
     made = plan(tiny_run(SWEEP), tmp_path)
     engine, text = scheduler(made, {"gan": "stubborn"})

@@ -11,7 +11,7 @@ from tiny_data import write_cityscapes
 
 from data_prep.config import ConfigError, parse_yaml
 from pipeline import dag
-from pipeline.done import read_done
+from pipeline.done import digest_of, read_done
 from pipeline.frozen import read_frozen, write_yaml
 from pipeline.plan import freeze, is_finished, make_plan, prepare
 from pipeline.profiles import LocalProfile, StageResources
@@ -78,6 +78,14 @@ def test_damaged_outputs_are_not_done(tmp_path: Path, damage: str) -> None:
     assert found["segmenter"] == "run"
     assert found["finetune"] == "stale"
     assert "gan" not in found
+
+
+def test_input_that_lost_a_file_goes_on_and_nothing_behind_it_is_set_aside(tmp_path: Path) -> None:
+    finish_all(tiny_run(SWEEP), tmp_path)
+    done = json.loads((tmp_path / "pack_synthia" / "done.json").read_text())
+    (tmp_path / "pack_synthia" / "inputs.json").write_text(json.dumps(done["inputs"]))
+    (tmp_path / "pack_synthia" / next(iter(done["outputs"]))).unlink()
+    assert kinds(tmp_path) == {"pack_synthia": "resume", "report": "run"}
 
 
 def test_input_made_anew_with_another_result_makes_downstream_stale(tmp_path: Path) -> None:
@@ -186,6 +194,23 @@ def test_rendered_images_may_go_once_they_are_packed(tmp_path: Path) -> None:
     assert again.todo == ["report"]
     forced = plan(run, tmp_path, force=("pack_synthia",))
     assert {"render_synthia", "pack_synthia", "segmenter"} <= set(forced.todo)
+
+
+def test_images_removed_from_a_rendering_leave_its_pack_standing(tmp_path: Path) -> None:
+    run = tiny_run()
+    finish_all(run, tmp_path)
+    (tmp_path / "render_synthia" / "out.bin").unlink()
+    assert plan(run, tmp_path).todo == ["report"]
+
+
+def test_hidden_files_among_rendered_images_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"a")
+    before = digest_of(tmp_path)
+    (tmp_path / "images" / ".DS_Store").write_bytes(b"x")
+    assert digest_of(tmp_path) == before
+    (tmp_path / "images" / "b.png").write_bytes(b"b")
+    assert digest_of(tmp_path) != before
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ SMALL = {
     "pack__synthia": {"height": 32, "width": 48, "images_per_shard": 2, "val_images": 1},
     "pack__cityscapes": {"height": 32, "width": 48},
     "segmenter__crop": [32, 48],
+    "finetune__labels": 1,
     "gan__crop": [32, 48],
 }
 
