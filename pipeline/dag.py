@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from data_prep.config import StrictModel
 from pipeline import paths
@@ -18,17 +18,7 @@ from tigan.config import (
     SegmenterStage,
 )
 
-STAGES: tuple[StageName, ...] = (
-    "render_synthia",
-    "render_cityscapes",
-    "pack_synthia",
-    "pack_cityscapes",
-    "segmenter",
-    "gan",
-    "finetune",
-    "evaluate",
-    "report",
-)
+STAGES: tuple[StageName, ...] = get_args(StageName)  # in order
 KINDS = ("synthia", "cityscapes")
 
 # Raise a stage's number when its code changes what it makes: finished stages of before are then
