@@ -161,6 +161,16 @@ def test_zombie_of_an_older_attempt_cannot_write(tmp_path: Path) -> None:
     assert found is not None and checkpoint.load(found)[0] == {"x": 1}
 
 
+def test_equal_weights_are_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    for pid in (1, 22222):
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        token = checkpoint.claim(tmp_path)
+        checkpoint.save_weights(tmp_path / "weights.pt", token, {"a": 1}, {"w": torch.ones(3)})
+        written.append((tmp_path / "weights.pt").read_bytes())
+    assert written[0] == written[1]
+
+
 def test_unfinished_metrics_line_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     line = {"images": 1, "total": 2, "seconds": 0.1, "kind": "train", "values": {}}

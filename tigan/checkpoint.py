@@ -51,10 +51,19 @@ def _check_claim(stage_dir: Path, token: str) -> None:
         )
 
 
+def _save_torch(path: Path, state: Any) -> None:
+    """torch.save through an open file: given a path, it writes the path's name into the file.
+
+    The name holds a process id, and equal weights would have different digests.
+    """
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
 def _write(path: Path, state: Any, stage_dir: Path, token: str) -> tuple[str, str]:
     """Write one file of a checkpoint; returns its name and digest."""
     with atomic.replacing(path, before_rename=lambda: _check_claim(stage_dir, token)) as temporary:
-        torch.save(state, temporary)
+        _save_torch(temporary, state)
         digest = file_digest(temporary)
     return path.name, digest
 
@@ -174,7 +183,7 @@ def save_weights(path: Path, token: str, config: dict[str, Any], states: dict[st
     with atomic.replacing(
         path, before_rename=lambda: _check_claim(path.parent, token)
     ) as temporary:
-        torch.save({"config": config, "states": states}, temporary)
+        _save_torch(temporary, {"config": config, "states": states})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
