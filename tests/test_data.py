@@ -1,16 +1,18 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from tiny_jobs import same_state
 
+from data_prep.listing import city_of
 from data_prep.shards import PackedSplit
 from tigan import augment
 from tigan.data import (
     StepBatches,
     Stream,
-    city,
     draw_labelled,
     load_from,
     train_and_selection,
@@ -102,9 +104,15 @@ def test_selection_is_the_end_of_every_city_and_never_trained_on(packed_cityscap
     assert not set(train) & set(selection)
     assert len(train) + len(selection) == len(split)
     for name in ("aachen", "bochum"):
-        kept = [split.keys[i] for i in train if city(split.keys[i]) == name]
-        held = [split.keys[i] for i in selection if city(split.keys[i]) == name]
+        kept = [split.keys[i] for i in train if city_of(split.keys[i]) == name]
+        held = [split.keys[i] for i in selection if city_of(split.keys[i]) == name]
         assert held and max(kept) < min(held)
+
+
+def test_cities_whose_names_begin_alike_each_give_their_own_end() -> None:
+    keys = [f"{name}_{i:06d}_000019" for name in ("new_delhi", "new_york") for i in range(4)]
+    _, selection = train_and_selection(cast(PackedSplit, SimpleNamespace(keys=keys)), 0.25)
+    assert [keys[i] for i in selection] == ["new_delhi_000003_000019", "new_york_000003_000019"]
 
 
 def test_draws_are_nested_and_differ() -> None:

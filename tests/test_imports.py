@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("data_prep", "tigan", "pipeline")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 STAGES = {"segmenter", "gan", "finetune", "evaluate", "report"}
-SHARED_PREP = {"shards", "atomic", "labels", "config"}
+SHARED_PREP = {"listing", "shards", "atomic", "labels", "config"}
 HEAVY = {"torch", "torchvision", "numpy", "cv2", "h5py", "matplotlib"}
 SLURM_AWARE = {"distributed.py", "preemption.py"}
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_prep.listing import city_of
 from data_prep.shards import PackedSplit
 from tigan import augment, distributed, preemption
 
@@ -141,11 +142,6 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def city(key: str) -> str:
-    """The sequence that an image belongs to: 'aachen' of 'aachen_000003_000019'."""
-    return key.rsplit("/", 1)[-1].split("_", 1)[0]
-
-
 def train_and_selection(split: PackedSplit, fraction: float) -> tuple[Indices, Indices]:
     """Indices to train on, and the selection split: the last `fraction` of every city's images.
 
@@ -153,7 +149,7 @@ def train_and_selection(split: PackedSplit, fraction: float) -> tuple[Indices, I
     """
     by_city: dict[str, list[int]] = {}
     for index, key in sorted(enumerate(split.keys), key=lambda item: item[1]):
-        by_city.setdefault(city(key), []).append(index)
+        by_city.setdefault(city_of(key), []).append(index)
     train: list[int] = []
     selection: list[int] = []
     for members in by_city.values():

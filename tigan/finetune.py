@@ -102,6 +102,7 @@ def _selection_miou(
     generator = cast(Generator, translator.modules["to_synthetic"])
 
     def measure() -> dict[str, float]:
+        """One curve point, at the packed size. A collective."""
         confusion = predict.confusion(
             predict.translated(segmenter, generator, uint8=False),
             split,
