@@ -1,6 +1,8 @@
 """What the command line does: run stages, show their state, cancel them."""
 
 import argparse
+import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -10,15 +12,17 @@ from pathlib import Path
 from rich.console import Console
 
 from data_prep.config import ConfigError, parse_yaml
-from pipeline import lock, paths, progress, status
+from pipeline import jobs_table, launch, lock, paths, progress, slurm, status, submit
+from pipeline.batches import load_batches
 from pipeline.config import Run, config_path, expand, load_run
 from pipeline.display import Display
 from pipeline.frozen import load_run_record, write_run_record
 from pipeline.local import Outcome, Scheduler
 from pipeline.plan import Plan, make_plan, prepare
-from pipeline.profiles import LocalProfile, load_profile
+from pipeline.profiles import LocalProfile, Profile, SlurmProfile, load_profile
 
 _FOLLOW_EVERY_S = 5.0
+_FOLLOW_SLURM_EVERY_S = 30.0  # every reading asks the scheduler of many
 _LOG_LINES = 15
 
 
@@ -29,16 +33,26 @@ def run_stages(args: argparse.Namespace) -> int:
         run, run_dir = _load(args, profile)
         if args.dry_run:
             plan = make_plan(run, run_dir, args.stage, profile, args.force)
+            if isinstance(profile, SlurmProfile):
+                return _dry_submit(plan, profile, _account(args, profile))
             return _dry_run(plan, profile)
         with lock.driver_lock(run_dir):
             # Planned under the lock: what another driver has just finished is not begun again.
             plan = make_plan(run, run_dir, args.stage, profile, args.force)
-            return _run_plan(plan, run, profile)
-    except (ConfigError, lock.LockError) as error:
+            if isinstance(profile, LocalProfile):
+                return _run_plan(plan, run, profile)
+            code = _submit(plan, run, profile, _account(args, profile))
+    except (ConfigError, lock.LockError, slurm.SlurmError) as error:
         return _refuse(str(error))
+    return show_status(args) if args.follow and code == 0 else code
 
 
-def _load(args: argparse.Namespace, profile: LocalProfile) -> tuple[Run, Path]:
+def _account(args: argparse.Namespace, profile: SlurmProfile) -> str | None:
+    """Whom Slurm charges: the command line, the profile, or the environment."""
+    return args.account or profile.account or os.environ.get("SBATCH_ACCOUNT") or None
+
+
+def _load(args: argparse.Namespace, profile: Profile) -> tuple[Run, Path]:
     """The run as configured on the command line, and its directory. Raises `ConfigError`."""
     path = config_path(args.config or profile.run, "runs")
     sweep = config_path(args.sweep, "sweeps") if args.sweep else None
@@ -62,6 +76,65 @@ def _dry_run(plan: Plan, profile: LocalProfile) -> int:
     return _refuse("\n".join(plan.problems)) if plan.problems else 0
 
 
+def _dry_submit(plan: Plan, profile: SlurmProfile, account: str | None) -> int:
+    """Print the plan and the sbatch files as they would be; 2 where something is in the way."""
+    _print_lines("", status.plan_table(plan, profile))
+    _print_lines("warning: ", plan.warnings)
+    todo = submit.arranged(plan, profile, {})
+    ids = [f"<{batch.stage}>" for batch in todo]
+    for batch in todo:
+        after = ",".join(term.text(ids, todo) for term in batch.after)
+        record = launch.record_of(plan, batch, profile, f"TOKEN-{batch.stage}", after)
+        text = launch.sbatch_text(record, profile, account, plan.run_dir)
+        _print_lines("", ["", f"# ---- {batch.stage}: {', '.join(batch.nodes[:4])}"])
+        _print_lines("  ", text.splitlines())
+    _print_lines("", ["", *jobs_table.submission_table(plan, todo, profile)])
+    done = sum(state.kind == "done" for state in plan.states.values())
+    print(f"{plan.run_dir}: {len(plan.todo)} stages to run, {done} done; nothing was submitted")
+    found = plan.problems + submit.problems(plan, profile, account)
+    if slurm.is_here():
+        found += submit.partition_problems(plan, profile)
+    else:
+        print("warning: no Slurm on this machine: the partition's limits were not checked")
+    return _refuse("\n".join(found)) if found else 0
+
+
+def _submit(plan: Plan, run: Run, profile: SlurmProfile, account: str | None) -> int:
+    """Submit what is neither done nor under way; returns the exit code."""
+    if not plan.todo:
+        return _nothing_to_do(plan)
+    found = plan.problems + submit.problems(plan, profile, account)
+    found += submit.partition_problems(plan, profile)
+    if not found:
+        jobs = submit.reconcile(plan, load_batches(plan.run_dir), slurm.queue())
+        found = jobs.problems + submit.local_processes(plan, jobs.keep)
+    _print_lines("warning: ", plan.warnings)
+    if found:
+        return _refuse("\n".join(found))
+    write_run_record(plan.run_dir, run.config)
+    for job, why in jobs.cancel.items():
+        print(f"job {job} is cancelled: {why}", flush=True)
+    slurm.cancel(jobs.cancel)
+    _print_lines("", prepare(plan))
+    todo = submit.arranged(plan, profile, jobs.keep)
+    count = submit.submit_all(plan, todo, profile, account, lambda line: _print_lines("", [line]))
+    kept = f", {len(set(jobs.keep.values()))} under way already" if jobs.keep else ""
+    print(f"{plan.run_dir}: {count} jobs submitted{kept}; Slurm runs them from here on")
+    print(f"how far they are: {_status_command(plan.run_dir)}")
+    return 0
+
+
+def _status_command(run_dir: Path) -> str:
+    return f"python pipeline/run.py --status --run-dir {shlex.quote(str(run_dir))}"
+
+
+def _nothing_to_do(plan: Plan) -> int:
+    _print_results(plan.run_dir)
+    done = sum(state.kind == "done" for state in plan.states.values())
+    print(f"nothing to do: all {done} stages are done")
+    return 0
+
+
 def _print_lines(prefix: str, lines: list[str]) -> None:
     with suppress(OSError):  # the terminal, or the pipe, may be gone
         for line in lines:
@@ -82,10 +155,7 @@ def _run_plan(plan: Plan, run: Run, profile: LocalProfile) -> int:
         return _refuse("\n".join(plan.problems))
     write_run_record(plan.run_dir, run.config)
     if not plan.todo:
-        _print_results(plan.run_dir)
-        done = sum(state.kind == "done" for state in plan.states.values())
-        print(f"nothing to do: all {done} stages are done")
-        return 0
+        return _nothing_to_do(plan)
     _print_lines("", prepare(plan))
     print(f"{plan.run_dir}: {len(plan.todo)} stages to run", flush=True)
     display = Display(Console(), len(plan.todo))
@@ -142,32 +212,56 @@ def _known_run(args: argparse.Namespace) -> tuple[Run, Path]:
 
 
 def show_status(args: argparse.Namespace) -> int:
-    """`--status`: one table; with `--follow` again and again while a driver is at work."""
+    """`--status`: one table; with `--follow` again and again while anything is at work."""
     try:
         run, run_dir = _known_run(args)
         while True:
             plan = make_plan(run, run_dir, "all", load_profile(args.partition))
-            _print_lines("", status.status_table(plan.graph, plan.states, run_dir))
-            _print_lines("", status.failures(plan.graph, plan.states, run_dir))
-            driver = lock.holder(run_dir)
-            if driver is None:
-                print(f"{run_dir}: no driver is at work")
-            else:
-                print(f"{run_dir}: driver {driver['pid']} on {driver['host']} is at work")
-            if not args.follow or driver is None:
+            is_slurm = bool(load_batches(run_dir))
+            is_active = _show_jobs(plan) if is_slurm else _show_processes(plan)
+            if not args.follow or not is_active:
                 return 0
-            time.sleep(_FOLLOW_EVERY_S)
-    except ConfigError as error:
+            time.sleep(_FOLLOW_SLURM_EVERY_S if is_slurm else _FOLLOW_EVERY_S)
+            print(flush=True)
+    except (ConfigError, slurm.SlurmError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
 
 
+def _show_processes(plan: Plan) -> bool:
+    """The table of a run on this machine; whether its driver is at work."""
+    _print_lines("", status.status_table(plan.graph, plan.states, plan.run_dir))
+    _print_lines("", status.failures(plan.graph, plan.states, plan.run_dir))
+    driver = lock.holder(plan.run_dir)
+    if driver is None:
+        print(f"{plan.run_dir}: no driver is at work")
+    else:
+        print(f"{plan.run_dir}: driver {driver['pid']} on {driver['host']} is at work")
+    return driver is not None
+
+
+def _show_jobs(plan: Plan) -> bool:
+    """The table of a run on Slurm; whether any of its jobs may still change something."""
+    records = load_batches(plan.run_dir)
+    seen = jobs_table.ask(records)
+    found = jobs_table.rows(plan.graph, plan.states, plan.run_dir, records, seen)
+    _print_lines("", jobs_table.status_lines(found, records, seen))
+    is_active = jobs_table.is_active(found)
+    if not is_active:
+        _print_results(plan.run_dir)
+    return is_active
+
+
 def cancel_run(args: argparse.Namespace) -> int:
-    """`--cancel`: ask the driver of the run directory to stop."""
+    """`--cancel`: cancel a run's jobs; ask the driver of the run directory to stop."""
     try:
         run_dir = args.run_dir or _load(args, load_profile(args.partition))[1]
-        print(lock.cancel(run_dir))
-    except (ConfigError, lock.LockError) as error:
+        if load_batches(run_dir):
+            jobs = submit.cancel_run(run_dir)
+            print(f"{run_dir}: {len(jobs)} jobs cancelled; running ones save first")
+        else:
+            print(lock.cancel(run_dir))
+    except (ConfigError, lock.LockError, slurm.SlurmError) as error:
         return _refuse(str(error))
     return 0

@@ -21,7 +21,10 @@ from pipeline.stopping import EXIT_PREEMPTED
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What an outer launcher may have left in the environment: a stage would take itself for a rank.
-_FOREIGN = ("PMI", "OMPI_", "SLURM_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
+_FOREIGN = (
+    *("PMI", "OMPI_", "SLURM_", "TIGAN_", "TORCHELASTIC_"),
+    *("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"),
+)
 
 Command = Callable[[Node, Resources, Path], list[str]]
 

@@ -13,6 +13,7 @@ LOGS = "logs"
 RUN_CONFIG = "run.yaml"
 LOCK = "driver.lock"
 SUPERSEDED = "superseded"
+SLURM = "slurm"
 
 # Most file systems take 255 bytes in a name; the rest is for the suffix of superseded directories.
 _LONGEST_NAME = 160
@@ -46,6 +47,26 @@ def report_dir(run_dir: Path) -> Path:
 def log(stage_dir: Path, attempt: int) -> Path:
     """The log of attempt `attempt` (counted from 1) of a stage."""
     return stage_dir / LOGS / f"attempt-{attempt}.log"
+
+
+def rank_log(stage_dir: Path, attempt: int, rank: int) -> Path:
+    """The log of one rank, not the first, of an attempt under Slurm."""
+    return stage_dir / LOGS / "ranks" / f"attempt-{attempt}-rank-{rank}.log"
+
+
+def slurm_dir(run_dir: Path) -> Path:
+    """What was submitted to Slurm, and what the batch scripts printed."""
+    return run_dir / SLURM
+
+
+def batch(run_dir: Path, token: str) -> Path:
+    """The record of one submission."""
+    return slurm_dir(run_dir) / f"{token}.json"
+
+
+def requeues(run_dir: Path, job: str) -> Path:
+    """Why a job was requeued, one word a line."""
+    return slurm_dir(run_dir) / f"{job}.requeues"
 
 
 def superseded(run_dir: Path, stage: str, point: str, short_hash: str, number: int) -> Path:

@@ -13,7 +13,7 @@ from pipeline.dag import KINDS, STAGE_VERSION, STAGES, Graph, Node, build_graph,
 from pipeline.done import load_done, read_done, read_json
 from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, write_frozen
 from pipeline.hashing import pretrained_file, weights_digest
-from pipeline.profiles import LocalProfile, find_mpiexec
+from pipeline.profiles import LocalProfile, Profile, find_mpiexec
 from pipeline.stale import Found, State, decide
 
 
@@ -32,7 +32,7 @@ class Plan:
 
 
 def make_plan(
-    run: Run, run_dir: Path, stage: str, profile: LocalProfile, forced: Collection[str] = ()
+    run: Run, run_dir: Path, stage: str, profile: Profile, forced: Collection[str] = ()
 ) -> Plan:
     """Hold `run` against what lies in `run_dir`.
 
@@ -64,7 +64,7 @@ def make_plan(
         plan.problems += [line for line in found_here if line not in plan.problems]
         if states[name].kind == "resume" and graph[name].stage in forced:
             plan.warnings.append(f"{name}: half made, so it goes on; --force is for finished ones")
-        if progress.is_running(run_dir / name):
+        if isinstance(profile, LocalProfile) and progress.is_running(run_dir / name):
             plan.warnings.append(f"{name}: {progress.named(run_dir / name)} is at work on it")
     return plan
 
@@ -162,10 +162,11 @@ def _fingerprint(root: str | None, kind: str) -> str:
         raise ConfigError(f"{key}: {error}") from None
 
 
-def _rank_problems(node: Node, profile: LocalProfile) -> list[str]:
+def _rank_problems(node: Node, profile: Profile) -> list[str]:
     """Several ranks without an MPI to start them; global batch sizes that they do not divide."""
     ranks = profile.resources(node.stage).ranks
-    if node.stage.startswith("pack_") and ranks > 1 and find_mpiexec() is None:
+    is_local_pack = node.stage.startswith("pack_") and isinstance(profile, LocalProfile)
+    if is_local_pack and ranks > 1 and find_mpiexec() is None:
         return [
             f"{node.stage}: no mpiexec: packing with {ranks} ranks needs MPI; install the extra "
             f"'mpi', or set stages.{node.stage}.ranks of the profile to 1"
@@ -181,7 +182,7 @@ def _rank_problems(node: Node, profile: LocalProfile) -> list[str]:
     }
     return [
         f"{key}: {size} images cannot be shared evenly by {ranks} ranks; set {key} to a multiple "
-        f"of {ranks}, or stages.{node.stage}.ranks of the profile to a divisor of {size}"
+        f"of {ranks}, or give stages.{node.stage} of the profile a divisor of {size} as its ranks"
         for key, size in batches.get(node.stage, {}).items()
         if size % ranks
     ]
@@ -214,7 +215,7 @@ def supersede(plan: Plan, node: Node) -> str:
     return f"{node.name}: {reason}; what was there is kept in {kept}"
 
 
-def freeze(plan: Plan, node: Node, profile: LocalProfile) -> Path:
+def freeze(plan: Plan, node: Node, profile: Profile) -> Path:
     """Write a node's `config.yaml`; returns its directory. Its data and inputs must be known."""
     assert node.hash is not None, f"{node.name}: its data is not there"
     resources = profile.resources(node.stage)
@@ -241,6 +242,7 @@ def freeze(plan: Plan, node: Node, profile: LocalProfile) -> Path:
                 ranks=resources.ranks,
                 threads=resources.threads,
                 processes=resources.processes,
+                health_check_s=resources.health_check_s,
             ),
             inputs=inputs,
             weights=weights_digest(pretrained) if pretrained else None,

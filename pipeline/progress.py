@@ -30,9 +30,13 @@ def process_start(pid: int) -> int:
 
 
 def identity(pid: int | None = None) -> dict[str, Any]:
-    """Host, pid and start of a process of this machine; of this one by default."""
+    """Host, pid and start of a process of this machine; of this one by default.
+
+    `job` is there in a Slurm job only: whether that runs, the queue tells.
+    """
+    job = {"job": os.environ["TIGAN_JOB"]} if pid is None and "TIGAN_JOB" in os.environ else {}
     pid = os.getpid() if pid is None else pid
-    return {"host": socket.gethostname(), "pid": pid, "process_start": process_start(pid)}
+    return {"host": socket.gethostname(), "pid": pid, "process_start": process_start(pid), **job}
 
 
 def is_alive(process: dict[str, Any]) -> bool:
@@ -51,15 +55,17 @@ def is_alive(process: dict[str, Any]) -> bool:
     return process_start(pid) == process.get("process_start")
 
 
-def write_state(stage_dir: Path, state: StageState, message: str) -> None:
+def write_state(stage_dir: Path, state: StageState, message: str, **more: Any) -> None:
     """Record what this process does with the stage.
 
     A failure stands until the next attempt: neither the ranks that die of it later nor those that
-    the launcher stops because of it hide it.
+    the launcher stops because of it hide it. `more` says of a failure whether a restart could help
+    (`may_retry`), and which nodes it was the fault of (`sick_nodes`).
     """
-    if state in ("failed", "preempted") and _state_of_attempt(stage_dir) == "failed":
+    is_stop = state in ("failed", "preempted")
+    if is_stop and state_of_attempt(stage_dir).get("state") == "failed":
         return
-    _write_state(stage_dir, state, message, identity())
+    _write_state(stage_dir, state, message, {**identity(), **more})
 
 
 def note_started(stage_dir: Path, pid: int) -> None:
@@ -67,15 +73,14 @@ def note_started(stage_dir: Path, pid: int) -> None:
 
     For the moments before it says so itself; what it has said already stands.
     """
-    if _state_of_attempt(stage_dir) is None:
+    if not state_of_attempt(stage_dir):
         _write_state(stage_dir, "running", "", identity(pid))
 
 
-def _state_of_attempt(stage_dir: Path) -> StageState | None:
-    """What was recorded in the present attempt; None where nothing was."""
+def state_of_attempt(stage_dir: Path) -> dict[str, Any]:
+    """`state.json` where it is of the present attempt; else empty."""
     content = read_state(stage_dir)
-    is_present = content.get("attempt") == max(1, attempts(stage_dir))
-    return content.get("state") if is_present else None
+    return content if content.get("attempt") == max(1, attempts(stage_dir)) else {}
 
 
 def _write_state(stage_dir: Path, state: StageState, message: str, process: dict[str, Any]) -> None:

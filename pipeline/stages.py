@@ -32,7 +32,13 @@ from pipeline.done import (
 from pipeline.frozen import FrozenStage, read_frozen
 from pipeline.hashing import science_hash
 from pipeline.science import SCIENCE
-from pipeline.stopping import EXIT_PREEMPTED, Stopped, ignore_signals, stop_on_signals
+from pipeline.stopping import (
+    EXIT_PREEMPTED,
+    Stopped,
+    accept_signals,
+    ignore_signals,
+    stop_on_signals,
+)
 from tigan.config import StageJob, StageResult
 
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
@@ -56,18 +62,20 @@ def main(arguments: list[str]) -> int:
     stage_dir = Path(arguments[0]).resolve()
     stop_on_signals()
     try:
+        accept_signals()
         run_stage(stage_dir)
     except Stopped:
         ignore_signals()
-        if env_rank() == 0:
-            progress.write_state(stage_dir, "preempted", "start it again to go on")
+        # Every rank: one that is stopped before the ranks have met may be the only one.
+        progress.write_state(stage_dir, "preempted", "start it again to go on")
         print("stopped by a signal; start it again to go on", flush=True)
         return EXIT_PREEMPTED
     except Exception as error:
         traceback.print_exc()
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        message = f"{kind}{error}".strip()
-        progress.write_state(stage_dir, "failed", message)
+        is_users = isinstance(error, ValueError)  # wrong input: the same again would fail again
+        message = f"{'' if is_users else type(error).__name__ + ': '}{error}".strip()
+        sick = list(getattr(error, "nodes", ()))
+        progress.write_state(stage_dir, "failed", message, may_retry=not is_users, sick_nodes=sick)
         print(f"error: {stage_dir.name} (rank {env_rank()}): {message}", file=sys.stderr)
         return 1
     return 0
@@ -257,8 +265,9 @@ def _run_learning(
 
     if frozen.stage in _SAVE_FIRST:
         preemption.install()
+    launch = frozen.launch
     try:
-        with distributed.session(threads=frozen.launch.threads) as group:
+        with distributed.session(launch.threads, health_check_s=launch.health_check_s) as group:
             result = _LEARNING[frozen.stage](job)
             ignore_signals()
             if group.is_first:

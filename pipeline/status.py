@@ -9,11 +9,11 @@ from pipeline import paths, progress
 from pipeline.dag import Graph
 from pipeline.done import read_json
 from pipeline.plan import Plan
-from pipeline.profiles import LocalProfile
+from pipeline.profiles import Profile
 from pipeline.stale import State
 
 
-def plan_table(plan: Plan, profile: LocalProfile) -> list[str]:
+def plan_table(plan: Plan, profile: Profile) -> list[str]:
     """What a run would do: node, state, hash, ranks, what it waits for."""
     rows = [["node", "state", "hash", "ranks", "waits for"]]
     for name, node in plan.graph.items():
@@ -28,7 +28,7 @@ def plan_table(plan: Plan, profile: LocalProfile) -> list[str]:
         waits = [i for i in node.inputs.values() if i in plan.todo]
         shown = ", ".join(waits) if len(waits) <= 3 else f"{len(waits)} nodes"
         rows.append([name, text, (node.hash or "-")[:10], ranks, shown])
-    return _align(rows)
+    return align(rows)
 
 
 def stage_state(folder: Path, state: State) -> str:
@@ -57,7 +57,7 @@ def status_table(graph: Graph, states: Mapping[str, State], run_dir: Path) -> li
         eta = progress.duration(reading.eta_s) if reading and word == "running" else "-"
         restarts = str(max(0, progress.attempts(folder) - 1))
         rows.append([name, word, job, images, rate, eta, restarts])
-    return _align(rows)
+    return align(rows)
 
 
 def failures(graph: Graph, states: Mapping[str, State], run_dir: Path) -> list[str]:
@@ -100,10 +100,10 @@ def results_table(run_dir: Path) -> list[str]:
                 str(values["classes"]),
             ]
         )
-    return _align(rows)
+    return align(rows)
 
 
-def _align(rows: list[list[str]]) -> list[str]:
+def align(rows: list[list[str]]) -> list[str]:
     """Rows as lines of aligned columns. Never wrapped: they are searched and cut in log files."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

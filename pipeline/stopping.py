@@ -26,6 +26,11 @@ def stop_on_signals() -> None:
         signal.signal(number, stop)
 
 
+def accept_signals() -> None:
+    """Receive now what came while this process was being started (see `pipeline.task`)."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def ignore_signals() -> None:
     """What is being recorded must not be cut off."""
     for number in SIGNALS:

@@ -1,6 +1,7 @@
 """Ranks, devices and reductions: the same code for one process, gloo on CPUs and NCCL on GPUs."""
 
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,17 +35,29 @@ class Group:
 _group = Group(0, 1, torch.device("cpu"))
 
 
+class UnhealthyNodes(RuntimeError):
+    """Nodes on which ranks do not compute, or do not come; `nodes` names them where known."""
+
+    def __init__(self, message: str, nodes: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.nodes = tuple(nodes)
+
+
 def group() -> Group:
     """The current group; one rank on the CPU outside of `session`."""
     return _group
 
 
 @contextmanager
-def session(threads: int = 1, timeout_min: float = 10.0) -> Iterator[Group]:
+def session(
+    threads: int = 1, timeout_min: float = 10.0, health_check_s: int = 0
+) -> Iterator[Group]:
     """Join the ranks that the launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
 
-    One GPU per rank by LOCAL_RANK where CUDA is there, else the CPU with `threads` threads.
-    Raises ValueError where a node has fewer GPUs than ranks.
+    One GPU per rank by LOCAL_RANK where CUDA is there, else the CPU with `threads` threads. With
+    `health_check_s`, the ranks first show within so many seconds that they compute and reach each
+    other. Raises ValueError where a node has fewer GPUs than ranks, `UnhealthyNodes` where that
+    check fails.
     """
     global _group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -58,7 +71,16 @@ def session(threads: int = 1, timeout_min: float = 10.0) -> Iterator[Group]:
     control = None
     if world_size > 1:
         timeout = timedelta(minutes=timeout_min)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if health_check_s:
+            store = _meet(device, timedelta(seconds=health_check_s))
+            rank = int(os.environ["RANK"])
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+            )
+            _check_reduction(device, timedelta(seconds=health_check_s))
+        else:
+            dist.init_process_group(backend, timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=timeout)
     _group = Group(int(os.environ.get("RANK", "0")), world_size, device, control)
     try:
@@ -68,6 +90,77 @@ def session(threads: int = 1, timeout_min: float = 10.0) -> Iterator[Group]:
     # Not on the failure path: a rank that died would leave the others waiting in here.
     if world_size > 1:
         dist.destroy_process_group()
+
+
+def _meet(device: torch.device, patience: timedelta) -> dist.TCPStore:
+    """Compute a little and wait for all other ranks; the store at which they met.
+
+    Raises `UnhealthyNodes` naming the nodes of the ranks that cannot compute or did not come. The
+    process group itself would only say, after its own long time-out, that someone is missing.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    problem = _compute_a_little(device)
+    if problem:  # the others need not be asked: this node is named already
+        raise UnhealthyNodes(f"rank {rank} on {_node_of(rank)}: {problem}", [_node_of(rank)])
+    try:
+        store = dist.TCPStore(host, port, None, rank == 0, patience, wait_for_workers=False)
+    except dist.DistError as error:
+        if rank == 0:  # most likely the port is taken; a restart takes another
+            raise
+        raise UnhealthyNodes(
+            f"health check: no answer from rank 0 at {host}:{port}: {error}", [_node_of(0)]
+        ) from None
+    store.set(f"here/{rank}", "1")
+    everyone = [f"here/{other}" for other in range(world_size)]
+    try:
+        # Rank 0 has to be the first to give up: it knows who is missing.
+        store.wait(everyone, patience + timedelta(seconds=30 if rank else 0))
+    except dist.DistError:
+        missing = [other for other, key in enumerate(everyone) if not store.check([key])]
+        nodes = sorted({_node_of(other) for other in missing})
+        raise UnhealthyNodes(
+            f"health check: {_some(missing)} of {world_size} on {', '.join(nodes)} did not come to "
+            f"{host}:{port} in {patience.total_seconds():.0f} s",
+            nodes,
+        ) from None
+    return store
+
+
+def _some(ranks: list[int]) -> str:
+    """The first few ranks in words."""
+    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return "ranks " + ", ".join(map(str, ranks[:4])) + more
+
+
+def _compute_a_little(device: torch.device) -> str:
+    """What is wrong with a small matrix product on `device`; empty where nothing is."""
+    try:
+        ones = torch.ones(64, 64, device=device)
+        total = float((ones @ ones).sum().item())
+    except RuntimeError as error:
+        return f"{device} does not compute: {error}"
+    return "" if total == 64.0**3 else f"{device} computes wrongly: {total}, expected {64.0**3}"
+
+
+def _check_reduction(device: torch.device, patience: timedelta) -> None:
+    """One all-reduce in a group with a short time-out. Raises `UnhealthyNodes`."""
+    group: Any = dist.new_group(timeout=patience)
+    total = torch.ones(1, device=device)
+    try:
+        dist.all_reduce(total, group=group)
+        count = int(total.item())
+    except RuntimeError as error:
+        raise UnhealthyNodes(f"health check: the ranks cannot all-reduce: {error}") from None
+    assert count == dist.get_world_size(), f"all-reduce counted {count} ranks"
+    dist.destroy_process_group(group)
+
+
+def _node_of(rank: int) -> str:
+    """The node of a rank, by the launcher's list (ranks are dealt out in blocks)."""
+    nodes = os.environ.get("TIGAN_NODES", "").split()
+    per_node = -(-int(os.environ["WORLD_SIZE"]) // max(1, len(nodes)))
+    return nodes[rank // per_node] if nodes else socket.gethostname()
 
 
 def _device(local_rank: int) -> torch.device:

@@ -1,0 +1,85 @@
+"""What was submitted: `RUN_DIR/slurm/TOKEN.json`, written before the job and again with its id."""
+
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from data_prep import atomic
+from data_prep.config import ConfigError, StrictModel
+from pipeline import paths
+from pipeline.config import StageName
+
+
+class BatchRecord(StrictModel):
+    """One sbatch: a job, or an array of them. The jobs themselves read it too."""
+
+    token: str = Field(description="also the job's comment, by which it is found without its id")
+    stage: StageName
+    units: list[list[str]] = Field(description="the nodes of each job or element")
+    hashes: dict[str, str] = Field(description="node -> science hash that it was submitted for")
+    first_attempts: dict[str, int] = Field(description="node -> number of its next attempt")
+    dependency: str = Field(description="sbatch --dependency, as it was")
+    shares_node: bool = Field(description="whether each task runs a point of its own")
+    nodes: int = Field(ge=1, description="nodes of one job")
+    max_requeues: int
+    max_retries: int
+    submitted: str = Field(description="when, ISO 8601")
+    job: str | None = Field(default=None, description="Slurm's id; null: never learnt")
+
+    def job_ids(self) -> dict[str, str]:
+        """Node -> id of its job or element; empty where the id is not known."""
+        if self.job is None:
+            return {}
+        is_array = len(self.units) > 1
+        return {
+            name: f"{self.job}_{element}" if is_array else self.job
+            for element, unit in enumerate(self.units)
+            for name in unit
+        }
+
+
+def new_token(number: int, stage: str) -> str:
+    """A token that sorts by number, and that no other run directory has."""
+    return f"{number:04d}-{stage}-{uuid.uuid4().hex[:8]}"
+
+
+def comment(token: str) -> str:
+    """The comment of the jobs of a batch."""
+    return f"tigan:{token}"
+
+
+def write_batch(run_dir: Path, record: BatchRecord) -> None:
+    """Write a record, atomically."""
+    folder = paths.slurm_dir(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(paths.batch(run_dir, record.token), record.model_dump())
+
+
+def read_batch(path: Path) -> BatchRecord:
+    """Read a record. Raises `ConfigError` where it is damaged."""
+    try:
+        return BatchRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{path}: not a record of submitted jobs ({error}); cancel the run's jobs with "
+            "scancel, and delete this file"
+        ) from None
+
+
+def load_batches(run_dir: Path) -> list[BatchRecord]:
+    """All that was ever submitted for a run directory, oldest first. Raises `ConfigError`."""
+    files = sorted(paths.slurm_dir(run_dir).glob("[0-9]*.json"))
+    return [read_batch(path) for path in files]
+
+
+def latest_jobs(records: Iterable[BatchRecord]) -> dict[str, tuple[str, BatchRecord]]:
+    """Node -> the job that was last submitted for it, and its record."""
+    return {name: (job, record) for record in records for name, job in record.job_ids().items()}
+
+
+def now() -> str:
+    """The present, ISO 8601, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

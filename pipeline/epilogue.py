@@ -1,0 +1,179 @@
+"""The end of every batch script: `python -m pipeline.epilogue CODE`, after srun has ended.
+
+Says whether the job is done, goes on in a requeue, or has failed. It stands here, and not in a
+rank, because the batch script outlives the ranks: it sees those that were killed, too. Only the
+completion records say that a stage is done, never an exit code. Exit code 0: all is done; 75: to
+be started again, but Slurm did not requeue it; else failed.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline import paths, progress
+from pipeline.batches import BatchRecord, read_batch
+from pipeline.done import read_done
+from pipeline.stopping import EXIT_PREEMPTED, ignore_signals
+
+_TRIES = 5
+_TRY_EVERY_S = 5.0
+_WAIT_FOR_END_S = 120.0
+
+Why = Literal["stopped", "died", "unhealthy"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of the job stands, after this attempt."""
+
+    name: str
+    is_done: bool
+    state: str  # of state.json, in this attempt; empty where it wrote none
+    may_retry: bool  # whether it could go better without a change
+    sick_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the job: its exit code, or why it is requeued, and without which nodes."""
+
+    code: int = 0
+    requeue: Why | None = None
+    exclude: tuple[str, ...] = ()
+    message: str = ""
+
+
+def judge(
+    code: int,
+    stages: Sequence[Stage],
+    job_state: str,
+    before: Sequence[str],
+    limits: Mapping[Why, int],
+) -> Verdict:
+    """What becomes of a job whose srun ended with `code`.
+
+    `job_state` is Slurm's, `before` why it was requeued so far, `limits` how often it may be for
+    each reason. Pure.
+    """
+    left = [stage for stage in stages if not stage.is_done]
+    if not left:
+        return Verdict(0, message="done")
+    names = ", ".join(stage.name for stage in left)
+    # A job that was cancelled must not be brought back to life: scontrol requeue would.
+    if job_state != "RUNNING":
+        return Verdict(code or 1, message=f"{names}: not done; Slurm ended the job ({job_state})")
+    sick = tuple(sorted({node for stage in left for node in stage.sick_nodes}))
+    why: Why = "died"
+    if sick:
+        why = "unhealthy"
+    elif any(stage.state == "preempted" for stage in left):
+        why = "stopped"
+    elif not any(stage.may_retry for stage in left):
+        return Verdict(code or 1, message=f"{names}: failed; see its log")
+    count = before.count(why) + 1
+    if count > limits[why]:
+        code = EXIT_PREEMPTED if why == "stopped" else code or 1
+        return Verdict(code, message=f"{names}: {why}, and requeued {limits[why]} times already")
+    message = f"{names}: {why}; requeued ({count} of {limits[why]})"
+    return Verdict(EXIT_PREEMPTED, why, sick, message)
+
+
+def look(record: BatchRecord, unit: Sequence[str], run_dir: Path) -> list[Stage]:
+    """How the stages of a job stand."""
+    return [_look_at(run_dir / name, name, record.hashes[name]) for name in unit]
+
+
+def _look_at(stage_dir: Path, name: str, science_hash: str) -> Stage:
+    state = progress.state_of_attempt(stage_dir)
+    return Stage(
+        name=name,
+        is_done=read_done(stage_dir, science_hash) is not None,
+        state=str(state.get("state", "")),
+        may_retry=bool(state.get("may_retry", True)),
+        sick_nodes=tuple(state.get("sick_nodes", ())),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Judge the job that this process runs in, and act on it; returns the job's exit code."""
+    ignore_signals()
+    code = int(arguments[0])
+    run_dir, token = Path(os.environ["TIGAN_RUN_DIR"]), os.environ["TIGAN_BATCH"]
+    job = os.environ["SLURM_JOB_ID"]
+    record = read_batch(paths.batch(run_dir, token))
+    unit = record.units[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    log = paths.requeues(run_dir, job)
+    before = log.read_text(encoding="utf-8").split() if log.is_file() else []
+    limits: dict[Why, int] = {
+        "stopped": record.max_requeues,
+        "died": record.max_retries,
+        "unhealthy": record.max_retries,
+    }
+    verdict = judge(code, look(record, unit, run_dir), _job_state(job), before, limits)
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {verdict.message}", flush=True)
+    if verdict.requeue is None:
+        return verdict.code
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{verdict.requeue}\n")
+    return _requeue(job, verdict)
+
+
+def _job_state(job: str) -> str:
+    """The JobState of `scontrol show job`; RUNNING where Slurm cannot be asked."""
+    try:
+        shown = _scontrol("show", "job", job)
+    except (OSError, subprocess.SubprocessError):
+        return "RUNNING"
+    found = re.search(r"JobState=(\w+)", shown)
+    return found.group(1) if found else "RUNNING"
+
+
+def _requeue(job: str, verdict: Verdict) -> int:
+    """Requeue this job and wait for its end; an exit code only where Slurm does not end it."""
+    for attempt in range(_TRIES):
+        try:
+            _scontrol("requeue", job)
+            break
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"scontrol requeue {job}: {_said(error)}", flush=True)
+            if attempt < _TRIES - 1:
+                time.sleep(_TRY_EVERY_S)
+    else:
+        print("not requeued; give the driver's command again, which goes on from here", flush=True)
+        return EXIT_PREEMPTED
+    if verdict.exclude:
+        _exclude(job, verdict.exclude)
+    time.sleep(_WAIT_FOR_END_S)
+    return EXIT_PREEMPTED
+
+
+def _exclude(job: str, nodes: Sequence[str]) -> None:
+    """Keep the requeued job off `nodes`, besides those it was kept off before."""
+    try:
+        found = re.search(r"ExcNodeList=(\S+)", _scontrol("show", "job", job))
+        known = [] if found is None or found.group(1) == "(null)" else [found.group(1)]
+        _scontrol("update", f"JobId={job}", f"ExcNodeList={','.join([*known, *nodes])}")
+        print(f"excluded from now on: {', '.join(nodes)}", flush=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"could not exclude {', '.join(nodes)}: {_said(error)}", flush=True)
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(
+        ["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+def _said(error: Exception) -> str:
+    """What a failed command printed, else the error itself."""
+    return (getattr(error, "stderr", "") or str(error)).strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

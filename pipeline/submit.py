@@ -1,0 +1,236 @@
+"""The Slurm engine: hold a plan against the queue, cancel what cannot run, submit the rest."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import batches, launch, paths, progress, slurm
+from pipeline.arrange import Batch, arrange
+from pipeline.batches import BatchRecord
+from pipeline.plan import Plan, freeze
+from pipeline.profiles import SlurmProfile
+from pipeline.slurm import Queued
+
+
+@dataclass
+class Reconciled:
+    """What is to be done about the jobs that Slurm still has."""
+
+    keep: dict[str, str] = field(default_factory=dict)  # node -> job
+    cancel: dict[str, str] = field(default_factory=dict)  # job -> why
+    problems: list[str] = field(default_factory=list)
+
+
+def reconcile(
+    plan: Plan, records: Sequence[BatchRecord], queue: Mapping[str, Queued]
+) -> Reconciled:
+    """Which jobs of earlier commands go on, and which are to be cancelled and submitted anew.
+
+    A job that waits is kept if it was submitted for what its nodes are now, and if each input
+    that is not done has a job that is kept, for which it waits. A running one is never touched.
+    """
+    found = Reconciled()
+    latest = batches.latest_jobs(records)
+    todo = set(plan.todo)
+    for name in plan.todo:
+        job, record = latest.get(name, ("", None))
+        queued = queue.get(job)
+        if record is None or queued is None or plan.graph[name].stage == "report":
+            continue
+        if why := _misfit(plan, name, record, queued, found.keep, todo):
+            if queued.is_pending:
+                found.cancel.setdefault(job, f"{name}: {why}")
+            else:
+                found.problems.append(
+                    f"{name}: job {job} is at work on it as it was before ({why}); wait for its "
+                    "end, or stop it with --cancel, then give this command again"
+                )
+        else:
+            found.keep[name] = job
+    found.keep = {name: job for name, job in found.keep.items() if job not in found.cancel}
+    _reconcile_report(plan, latest, queue, found)
+    for job, queued in queue.items():
+        token = queued.comment.removeprefix("tigan:")
+        if any(record.token == token and record.job is None for record in records):
+            base = job.partition("_")[0]
+            found.cancel[base] = "submitted by a driver that was killed before it noted the id"
+    return found
+
+
+def _misfit(
+    plan: Plan,
+    name: str,
+    record: BatchRecord,
+    queued: Queued,
+    keep: Mapping[str, str],
+    todo: Collection[str],
+) -> str:
+    """Why a job that Slurm has is not the one that is needed; empty where it is."""
+    if record.hashes[name] != plan.graph[name].hash:
+        return "its configuration changed"
+    if plan.states[name].kind == "stale":
+        return plan.states[name].reason
+    if not queued.is_pending or queued.restarts:  # it began, so its inputs were there
+        return ""
+    if queued.reason.startswith("DependencyNeverSatisfied"):
+        return "an input failed"
+    waits_for = set(_ids(record.dependency))
+    for above in (n for n in plan.graph[name].inputs.values() if n in todo):
+        if above not in keep:
+            return f"its input {above} is submitted anew"
+        if not _waits(above, keep, waits_for, plan):
+            return f"it does not wait for {above}"
+    return ""
+
+
+def _waits(above: str, keep: Mapping[str, str], waits_for: Collection[str], plan: Plan) -> bool:
+    """Whether a job waits for node `above`, itself or through another input."""
+    job = keep[above]
+    if job in waits_for or job.partition("_")[0] in waits_for:
+        return True
+    return any(
+        above in plan.graph[other].inputs.values() and _waits(other, keep, waits_for, plan)
+        for other in keep
+    )
+
+
+def _ids(dependency: str) -> list[str]:
+    """The job ids of `afterok:1,aftercorr:3`."""
+    return [part for term in dependency.split(",") for part in term.split(":")[1:]]
+
+
+def _reconcile_report(
+    plan: Plan,
+    latest: Mapping[str, tuple[str, BatchRecord]],
+    queue: Mapping[str, Queued],
+    found: Reconciled,
+) -> None:
+    """The report waits for all that is under way: with new jobs, it is submitted anew."""
+    for name in (n for n in plan.todo if plan.graph[n].stage == "report"):
+        job, record = latest.get(name, ("", None))
+        if record is None or job not in queue:
+            continue
+        others = {n for n in plan.todo if n != name}
+        waits_for = {job.partition("_")[0] for job in _ids(record.dependency)}
+        is_whole = all(
+            other in found.keep and found.keep[other].partition("_")[0] in waits_for
+            for other in others
+        )
+        if is_whole and record.hashes[name] == plan.graph[name].hash:
+            found.keep[name] = job
+        else:
+            found.cancel[job] = f"{name}: what it shows is still being submitted"
+
+
+def problems(plan: Plan, profile: SlurmProfile, account: str | None) -> list[str]:
+    """What stands in the way of submitting, besides the plan's own problems."""
+    found = []
+    if account is None and profile.account_required:
+        found.append(
+            f"no account: {profile.partition} charges one; give --account NAME, or set account in "
+            "the profile, or $SBATCH_ACCOUNT"
+        )
+    if "%" in str(plan.run_dir.resolve()):
+        found.append(
+            f"--run-dir: {plan.run_dir.resolve()}: Slurm reads '%' in paths as a pattern; choose "
+            "a path without it"
+        )
+    if not profile.environment_path.is_file():
+        found.append(
+            f"environment: no file {profile.environment_path}; expected a shell file in slurm/, or "
+            "a path to one"
+        )
+    return found
+
+
+def partition_problems(plan: Plan, profile: SlurmProfile) -> list[str]:
+    """An unknown partition; jobs that are larger or longer than it allows."""
+    try:
+        limits = slurm.partition_limits(profile.partition)
+    except slurm.SlurmError as error:
+        return [str(error)]
+    found = []
+    for stage in dict.fromkeys(plan.graph[name].stage for name in plan.todo):
+        layout = profile.layout(stage)
+        if limits.time_min is not None and layout.time_min > limits.time_min:
+            found.append(
+                f"{stage}: time_min {layout.time_min} is over the limit of partition "
+                f"{profile.partition}, {limits.time_min}; lower it in the profile (longer "
+                "trainings are requeued and go on)"
+            )
+        if limits.nodes is not None and layout.nodes > limits.nodes:
+            found.append(
+                f"{stage}: {layout.nodes} nodes are more than partition {profile.partition} gives "
+                f"a job ({limits.nodes}); lower nodes in the profile"
+            )
+    return found
+
+
+def local_processes(plan: Plan, skip: Collection[str]) -> list[str]:
+    """Nodes on which a process that belongs to no job seems to be at work."""
+    return [
+        f"{name}: {progress.named(plan.run_dir / name)} is at work on it, started by --partition "
+        f"local; wait for its end (if it is gone, delete {plan.run_dir / name / paths.STATE})"
+        for name in plan.todo
+        if name not in skip
+        and progress.is_running(plan.run_dir / name)
+        and "job" not in progress.read_state(plan.run_dir / name)
+    ]
+
+
+def arranged(plan: Plan, profile: SlurmProfile, keep: Mapping[str, str]) -> list[Batch]:
+    """The batches of what is to be submitted."""
+    return arrange(
+        plan.graph,
+        [name for name in plan.todo if name not in keep],
+        keep,
+        lambda stage: profile.layout(stage).points_per_node,
+        profile.max_array,
+    )
+
+
+def submit_all(
+    plan: Plan,
+    todo: Sequence[Batch],
+    profile: SlurmProfile,
+    account: str | None,
+    say: Callable[[str], None],
+) -> int:
+    """Submit the batches in order; returns how many jobs. Raises `SlurmError`.
+
+    Each id is recorded before the next submission: killed at any point, the driver finds on its
+    next start what it had submitted, and by the token also a job whose id it never learnt.
+    """
+    ids: list[str] = []
+    number = len(batches.load_batches(plan.run_dir))
+    for batch in todo:
+        for name in batch.nodes:
+            freeze(plan, plan.graph[name], profile)
+        after = ",".join(term.text(ids, todo) for term in batch.after)
+        token = batches.new_token(number + len(ids), batch.stage)
+        record = launch.record_of(plan, batch, profile, token, after)
+        batches.write_batch(plan.run_dir, record)
+        job = launch.submit(record, profile, account, plan.run_dir)
+        batches.write_batch(plan.run_dir, record.model_copy(update={"job": job}))
+        ids.append(job)
+        say(f"{batch.stage}: job {job}{_size(batch)}" + (f", {after}" if after else ""))
+    return sum(len(batch.units) for batch in todo)
+
+
+def _size(batch: Batch) -> str:
+    """` (array of 20, 80 points)`; empty for a job of one node."""
+    if len(batch.nodes) == 1:
+        return ""
+    array = f"array of {len(batch.units)}" if batch.is_array else ""
+    points = f"{len(batch.nodes)} points" if len(batch.nodes) != len(batch.units) else ""
+    return f" ({', '.join(part for part in (array, points) if part)})"
+
+
+def cancel_run(run_dir: Path) -> list[str]:
+    """Cancel all jobs of a run that Slurm still has; returns their ids. Raises `SlurmError`."""
+    records = batches.load_batches(run_dir)
+    tokens = {record.token for record in records}
+    queue = slurm.queue()
+    live = [job for job, q in queue.items() if q.comment.removeprefix("tigan:") in tokens]
+    slurm.cancel(sorted({job.partition("_")[0] for job in live}))
+    return live
