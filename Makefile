@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests share few cores with each other; more threads than cores make all of them wait.
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test unit slow lint bench
+.PHONY: setup demo test unit slow cluster-tests lint bench cluster cluster-down
 
 setup: $(VENV)/.installed
 
@@ -18,13 +18,26 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python pipeline/run.py --stage all
 
-test: lint unit slow
+test: lint unit slow cluster-tests
 
 unit: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# On a private Slurm that the tests start; skipped with the reason where there is none.
+cluster-tests: setup
+	$(BIN)/python -m pytest -m cluster
+
+# The same Slurm to try the pipeline by hand: eval "$$(make --silent cluster)", then
+# .venv/bin/python pipeline/run.py --stage all --partition testcluster
+CLUSTER ?= /tmp/tigan-cluster
+cluster:
+	@tests/cluster/up.sh $(CLUSTER) --accounting
+
+cluster-down:
+	tests/cluster/down.sh $(CLUSTER)
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -33,3 +46,4 @@ lint: setup
 
 bench: setup
 	$(BIN)/python tests/bench/reader.py
+	$(BIN)/python tests/bench/submit.py

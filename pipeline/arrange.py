@@ -74,7 +74,7 @@ def arrange(
     """
     batches: list[Batch] = []
     places = {name: Place(job=job) for name, job in live.items()}
-    minimal = _minimal_inputs(graph, {*todo, *live})
+    minimal = _minimal_inputs(graph, {*todo, *live}, live)
     for stage in STAGES:
         if stage == "report":
             continue
@@ -94,18 +94,21 @@ def arrange(
     return batches
 
 
-def _minimal_inputs(graph: Graph, pending: Collection[str]) -> dict[str, set[str]]:
+def _minimal_inputs(
+    graph: Graph, pending: Collection[str], live: Collection[str]
+) -> dict[str, set[str]]:
     """Pending node -> the pending inputs that it has to wait for itself.
 
-    An input of an input needs no waiting of its own: that it is done is already waited for.
+    An input of an input needs no waiting of its own: that it is done is already waited for. Not
+    so where the input between is live: it does not wait for what is only submitted now.
     """
     above: dict[str, set[str]] = {}
     minimal: dict[str, set[str]] = {}
     for name in (n for n in graph if n in pending):
-        inputs = {above_ for above_ in graph[name].inputs.values() if above_ in pending}
+        inputs = {i for i in graph[name].inputs.values() if i in pending}
         indirect = set[str]().union(*(above[i] for i in inputs))
-        above[name] = inputs | indirect
         minimal[name] = inputs - indirect
+        above[name] = {i for i in inputs | indirect if name not in live or i in live}
     return minimal
 
 

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -46,6 +46,11 @@ def new_token(number: int, stage: str) -> str:
     return f"{number:04d}-{stage}-{uuid.uuid4().hex[:8]}"
 
 
+def next_number(records: Sequence[BatchRecord]) -> int:
+    """The number of the next token; records may have been deleted."""
+    return max((int(record.token.partition("-")[0]) for record in records), default=-1) + 1
+
+
 def comment(token: str) -> str:
     """The comment of the jobs of a batch."""
     return f"tigan:{token}"
@@ -63,8 +68,9 @@ def read_batch(path: Path) -> BatchRecord:
     try:
         return BatchRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
+        what = str(error).splitlines()[0]
         raise ConfigError(
-            f"{path}: not a record of submitted jobs ({error}); cancel the run's jobs with "
+            f"{path}: not a record of submitted jobs ({what}); cancel the run's jobs with "
             "scancel, and delete this file"
         ) from None
 
@@ -78,6 +84,32 @@ def load_batches(run_dir: Path) -> list[BatchRecord]:
 def latest_jobs(records: Iterable[BatchRecord]) -> dict[str, tuple[str, BatchRecord]]:
     """Node -> the job that was last submitted for it, and its record."""
     return {name: (job, record) for record in records for name, job in record.job_ids().items()}
+
+
+def dependents(records: Iterable[BatchRecord], job: str) -> list[str]:
+    """The jobs that can never run once `job` has failed: those that wait for it, and so on.
+
+    Not the report: it waits for any end. `records` are in the order of submission.
+    """
+    dead = {job}
+    found = []
+    for record in records:
+        if record.job is None or record.stage == "report":
+            continue
+        for element in range(len(record.units)):
+            terms = [term.partition(":") for term in record.dependency.split(",")]
+            if any(_is_dead(kind, on, element, dead) for kind, _, on in terms):
+                own = f"{record.job}_{element}" if len(record.units) > 1 else record.job
+                dead.add(own)
+                found.append(own)
+    return found
+
+
+def _is_dead(kind: str, on: str, element: int, dead: Collection[str]) -> bool:
+    """Whether one term of a dependency can no longer be satisfied."""
+    if kind == "aftercorr":
+        return f"{on}_{element}" in dead
+    return bool(on) and (on in dead or any(job.startswith(f"{on}_") for job in dead))
 
 
 def now() -> str:

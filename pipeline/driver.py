@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from rich.console import Console
 
 from data_prep.config import ConfigError, parse_yaml
 from pipeline import jobs_table, launch, lock, paths, progress, slurm, status, submit
-from pipeline.batches import load_batches
+from pipeline.arrange import Batch
+from pipeline.batches import BatchRecord, load_batches
 from pipeline.config import Run, config_path, expand, load_run
 from pipeline.display import Display
 from pipeline.frozen import load_run_record, write_run_record
@@ -78,25 +80,40 @@ def _dry_run(plan: Plan, profile: LocalProfile) -> int:
 
 def _dry_submit(plan: Plan, profile: SlurmProfile, account: str | None) -> int:
     """Print the plan and the sbatch files as they would be; 2 where something is in the way."""
+    found = plan.problems + submit.problems(plan, profile, account)
+    jobs = submit.Reconciled()
+    if slurm.is_here():
+        try:
+            jobs = submit.reconcile(plan, load_batches(plan.run_dir), slurm.queue())
+            found += submit.partition_problems(plan, profile) + jobs.problems
+        except slurm.SlurmError as error:
+            found.append(str(error))
+    else:
+        plan.warnings.append("no Slurm on this machine: the partition's limits were not checked")
     _print_lines("", status.plan_table(plan, profile))
+    _print_lines("", [f"job {job} would go on: {name}" for name, job in jobs.keep.items()])
+    _print_lines("", [f"job {job} would be cancelled: {why}" for job, why in jobs.cancel.items()])
+    todo = submit.arranged(plan, profile, jobs.keep)
+    _print_sbatch(plan, todo, profile, account)
+    _print_lines("", ["", *jobs_table.submission_table(plan, todo, profile)])
     _print_lines("warning: ", plan.warnings)
-    todo = submit.arranged(plan, profile, {})
+    done = sum(state.kind == "done" for state in plan.states.values())
+    print(f"{plan.run_dir}: {len(plan.todo)} stages to run, {done} done; nothing was submitted")
+    return _refuse("\n".join(found)) if found else 0
+
+
+def _print_sbatch(
+    plan: Plan, todo: Sequence[Batch], profile: SlurmProfile, account: str | None
+) -> None:
+    """The text of every sbatch file; what is only known at submission stands in <>."""
     ids = [f"<{batch.stage}>" for batch in todo]
     for batch in todo:
         after = ",".join(term.text(ids, todo) for term in batch.after)
-        record = launch.record_of(plan, batch, profile, f"TOKEN-{batch.stage}", after)
+        record = launch.record_of(plan, batch, profile, f"<token>-{batch.stage}", after)
         text = launch.sbatch_text(record, profile, account, plan.run_dir)
-        _print_lines("", ["", f"# ---- {batch.stage}: {', '.join(batch.nodes[:4])}"])
+        more = f" and {len(batch.nodes) - 4} more" if len(batch.nodes) > 4 else ""
+        _print_lines("", ["", f"# ---- {batch.stage}: {', '.join(batch.nodes[:4])}{more}"])
         _print_lines("  ", text.splitlines())
-    _print_lines("", ["", *jobs_table.submission_table(plan, todo, profile)])
-    done = sum(state.kind == "done" for state in plan.states.values())
-    print(f"{plan.run_dir}: {len(plan.todo)} stages to run, {done} done; nothing was submitted")
-    found = plan.problems + submit.problems(plan, profile, account)
-    if slurm.is_here():
-        found += submit.partition_problems(plan, profile)
-    else:
-        print("warning: no Slurm on this machine: the partition's limits were not checked")
-    return _refuse("\n".join(found)) if found else 0
 
 
 def _submit(plan: Plan, run: Run, profile: SlurmProfile, account: str | None) -> int:
@@ -216,12 +233,14 @@ def show_status(args: argparse.Namespace) -> int:
     try:
         run, run_dir = _known_run(args)
         while True:
+            records = load_batches(run_dir)
+            # Slurm before the disk: what ends in between is then done, and not lost.
+            seen = jobs_table.ask(records) if records else None
             plan = make_plan(run, run_dir, "all", load_profile(args.partition))
-            is_slurm = bool(load_batches(run_dir))
-            is_active = _show_jobs(plan) if is_slurm else _show_processes(plan)
+            is_active = _show_jobs(plan, records, seen) if seen else _show_processes(plan)
             if not args.follow or not is_active:
                 return 0
-            time.sleep(_FOLLOW_SLURM_EVERY_S if is_slurm else _FOLLOW_EVERY_S)
+            time.sleep(_FOLLOW_SLURM_EVERY_S if seen else _FOLLOW_EVERY_S)
             print(flush=True)
     except (ConfigError, slurm.SlurmError) as error:
         return _refuse(str(error))
@@ -241,10 +260,8 @@ def _show_processes(plan: Plan) -> bool:
     return driver is not None
 
 
-def _show_jobs(plan: Plan) -> bool:
+def _show_jobs(plan: Plan, records: Sequence[BatchRecord], seen: jobs_table.Seen) -> bool:
     """The table of a run on Slurm; whether any of its jobs may still change something."""
-    records = load_batches(plan.run_dir)
-    seen = jobs_table.ask(records)
     found = jobs_table.rows(plan.graph, plan.states, plan.run_dir, records, seen)
     _print_lines("", jobs_table.status_lines(found, records, seen))
     is_active = jobs_table.is_active(found)

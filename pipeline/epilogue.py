@@ -8,6 +8,7 @@ be started again, but Slurm did not requeue it; else failed.
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import paths, progress
-from pipeline.batches import BatchRecord, read_batch
+from pipeline.batches import BatchRecord, dependents, load_batches, read_batch
 from pipeline.done import read_done
+from pipeline.frozen import read_frozen
 from pipeline.stopping import EXIT_PREEMPTED, ignore_signals
 
 _TRIES = 5
@@ -26,6 +28,9 @@ _TRY_EVERY_S = 5.0
 _WAIT_FOR_END_S = 120.0
 
 Why = Literal["stopped", "died", "unhealthy"]
+
+# Of a stage that was started by hand: no profile says how often it may be requeued.
+_LIMITS_BY_HAND: Mapping[Why, int] = {"stopped": 50, "died": 2, "unhealthy": 2}
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ def judge(
     names = ", ".join(stage.name for stage in left)
     # A job that was cancelled must not be brought back to life: scontrol requeue would.
     if job_state != "RUNNING":
-        return Verdict(code or 1, message=f"{names}: not done; Slurm ended the job ({job_state})")
+        return Verdict(
+            code or 1, message=f"{names}: not done; Slurm has taken the job ({job_state})"
+        )
     sick = tuple(sorted({node for stage in left for node in stage.sick_nodes}))
     why: Why = "died"
     if sick:
@@ -91,9 +98,12 @@ def look(record: BatchRecord, unit: Sequence[str], run_dir: Path) -> list[Stage]
 
 def _look_at(stage_dir: Path, name: str, science_hash: str) -> Stage:
     state = progress.state_of_attempt(stage_dir)
+    record = read_done(stage_dir, science_hash)
+    # A report is made anew in its place, where the record of the one before lies all the while.
+    is_old = record is not None and record.stage == "report" and state.get("state") != "done"
     return Stage(
         name=name,
-        is_done=read_done(stage_dir, science_hash) is not None,
+        is_done=record is not None and not is_old,
         state=str(state.get("state", "")),
         may_retry=bool(state.get("may_retry", True)),
         sick_nodes=tuple(state.get("sick_nodes", ())),
@@ -104,24 +114,44 @@ def main(arguments: list[str]) -> int:
     """Judge the job that this process runs in, and act on it; returns the job's exit code."""
     ignore_signals()
     code = int(arguments[0])
-    run_dir, token = Path(os.environ["TIGAN_RUN_DIR"]), os.environ["TIGAN_BATCH"]
-    job = os.environ["SLURM_JOB_ID"]
-    record = read_batch(paths.batch(run_dir, token))
-    unit = record.units[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    # Not SLURM_JOB_ID: an array's last element has the array's own, which is that of all.
+    job = os.environ["TIGAN_JOB"]
+    run_dir, stages, limits = _submitted() if os.environ.get("TIGAN_BATCH") else _by_hand()
     log = paths.requeues(run_dir, job)
     before = log.read_text(encoding="utf-8").split() if log.is_file() else []
+    state = _job_state(job)
+    verdict = judge(code, stages, state, before, limits)
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {verdict.message}", flush=True)
+    if verdict.requeue is None:
+        if verdict.code and state == "RUNNING":
+            _cancel_dependents(run_dir, job)
+        return verdict.code
+    log.parent.mkdir(exist_ok=True)  # a stage by hand may be of a run that never saw Slurm
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{verdict.requeue}\n")
+    return _requeue(job, verdict)
+
+
+def _submitted() -> tuple[Path, list[Stage], Mapping[Why, int]]:
+    """Run directory, stages and limits of a job that the driver submitted: by its record."""
+    run_dir, token = Path(os.environ["TIGAN_RUN_DIR"]), os.environ["TIGAN_BATCH"]
+    record = read_batch(paths.batch(run_dir, token))
+    unit = record.units[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     limits: dict[Why, int] = {
         "stopped": record.max_requeues,
         "died": record.max_retries,
         "unhealthy": record.max_retries,
     }
-    verdict = judge(code, look(record, unit, run_dir), _job_state(job), before, limits)
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {verdict.message}", flush=True)
-    if verdict.requeue is None:
-        return verdict.code
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"{verdict.requeue}\n")
-    return _requeue(job, verdict)
+    return run_dir, look(record, unit, run_dir), limits
+
+
+def _by_hand() -> tuple[Path, list[Stage], Mapping[Why, int]]:
+    """The same of a stage that was started with slurm/stage.sbatch: by its frozen config."""
+    stage_dir = Path(os.environ["TIGAN_STAGE_DIR"])
+    frozen = read_frozen(stage_dir)
+    name = paths.node_name(frozen.stage, frozen.point)
+    stage = _look_at(stage_dir, name, frozen.science_hash)
+    return paths.run_dir_of(stage_dir, frozen.point), [stage], _LIMITS_BY_HAND
 
 
 def _job_state(job: str) -> str:
@@ -142,6 +172,8 @@ def _requeue(job: str, verdict: Verdict) -> int:
             break
         except (OSError, subprocess.SubprocessError) as error:
             print(f"scontrol requeue {job}: {_said(error)}", flush=True)
+            if "pending" in _said(error).lower():  # the end of the grace time was quicker
+                break
             if attempt < _TRIES - 1:
                 time.sleep(_TRY_EVERY_S)
     else:
@@ -149,8 +181,25 @@ def _requeue(job: str, verdict: Verdict) -> int:
         return EXIT_PREEMPTED
     if verdict.exclude:
         _exclude(job, verdict.exclude)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Slurm ends what is left; no need to resist
     time.sleep(_WAIT_FOR_END_S)
     return EXIT_PREEMPTED
+
+
+def _cancel_dependents(run_dir: Path, job: str) -> None:
+    """Cancel what waits for this job, now that it has failed: else it waits for ever.
+
+    The report waits for the end of all of it; one failed point must not keep it from being made.
+    """
+    waiting = dependents(load_batches(run_dir), job)
+    if not waiting:
+        return
+    command = ["scancel", "--quiet", "--state=PENDING", *waiting]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        print(f"cancelled what waits for it: {', '.join(waiting)}", flush=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"could not cancel what waits for it: {_said(error)}", flush=True)
 
 
 def _exclude(job: str, nodes: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from pipeline.stale import State
 from pipeline.status import align
 
 _LISTED = 12  # points of one stage and state that are listed one by one
-_NAME_WIDTH = 26
+_NAME_WIDTH = 23
 
 
 def submission_table(plan: Plan, todo: Sequence[Batch], profile: SlurmProfile) -> list[str]:
@@ -37,11 +37,11 @@ def submission_table(plan: Plan, todo: Sequence[Batch], profile: SlurmProfile) -
         waits = sorted({f"{term.kind} {_target(term.on.batch, todo)}" for term in batch.after})
         jobs, limit = str(len(batch.units)), progress.duration(60 * layout.time_min)
         rows.append([batch.stage, jobs, shape, limit, shown, ", ".join(waits)])
-    word = "at most" if is_bound else "about"
+    word = "up to" if is_bound else "about"
     return [
         *align(rows),
         f"{word} {total:.3g} node-hours: ~ from images_per_s in the profile (assumed until "
-        "measured), <= the time limit of one round",
+        "measured), <= if every job took its whole time limit, once",
     ]
 
 
@@ -105,7 +105,7 @@ def rows(
     """One row per node."""
     latest = batches.latest_jobs(records)
     live = {name: seen.queue[job] for name, (job, _) in latest.items() if job in seen.queue}
-    stuck = _stuck(graph, states, live)
+    stuck = _stuck(graph, states, live, latest)
     found = []
     for name, node in graph.items():
         job = latest[name][0] if name in latest else ""
@@ -117,19 +117,23 @@ def rows(
     return found
 
 
-def _stuck(graph: Graph, states: Mapping[str, State], live: Mapping[str, Queued]) -> dict[str, str]:
-    """Queued nodes that can never run -> the input that has ended without being done."""
+def _stuck(
+    graph: Graph,
+    states: Mapping[str, State],
+    live: Mapping[str, Queued],
+    submitted: Collection[str],
+) -> dict[str, str]:
+    """Submitted nodes that can never run -> the input that has ended without being done."""
     stuck: dict[str, str] = {}
     for name, node in graph.items():
-        if states[name].kind == "done" or node.stage == "report":
+        if states[name].kind == "done" or node.stage == "report" or name not in submitted:
             continue
-        dead = [
-            above
-            for above in node.inputs.values()
-            if states[above].kind != "done" and (above not in live or above in stuck)
-        ]
-        if name in live and live[name].is_pending and not live[name].restarts and dead:
-            stuck[name] = stuck.get(dead[0], dead[0])
+        if name in live and (not live[name].is_pending or live[name].restarts):
+            continue  # it has begun, so its inputs were there
+        for above in node.inputs.values():
+            if states[above].kind != "done" and (above not in live or above in stuck):
+                stuck[name] = stuck.get(above, above)
+                break
     return stuck
 
 
@@ -174,10 +178,10 @@ def _row(node: Node, folder: Path, state: str, note: str, job: str, queued: Queu
 
 
 def _short(images: int) -> str:
-    """`980`, `12.3k`, `356k`."""
+    """`980`, `12.3k`, `356k`, `1.92M`."""
     if images < 10_000:
         return str(images)
-    return f"{images / 1000:.3g}k"
+    return f"{images / 1e3:.3g}k" if images < 999_500 else f"{images / 1e6:.3g}M"
 
 
 def _checkpoint_age(folder: Path) -> float | None:
@@ -192,7 +196,7 @@ def status_lines(found: Sequence[Row], records: Sequence[BatchRecord], seen: See
     listed, summed = _fold(found)
     table = [["stage", "state", "job", "images", "ETA", "saved", "re"]]
     for row in listed:
-        name = row.name if len(row.name) <= _NAME_WIDTH else f"{row.name[: _NAME_WIDTH - 1]}…"
+        name = row.name if len(row.name) <= _NAME_WIDTH else f"{row.name[:9]}…{row.name[-13:]}"
         cells = [row.job, row.images, row.eta, row.saved, str(row.restarts)]
         table.append([name, row.state, *cells])
     lines = align(table)

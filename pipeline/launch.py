@@ -64,7 +64,7 @@ def parameters(
         "additional_parameters": {
             "output": f"{paths.SLURM}/{'%A_%a' if len(record.units) > 1 else '%j'}.log",
             "requeue": True,
-            **profile.sbatch,
+            **{key: value for key, value in profile.sbatch.items() if value is not False},
         },
     }
     return {key: value for key, value in given.items() if value is not None}

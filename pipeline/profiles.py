@@ -4,9 +4,9 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_prep.config import REPO_ROOT, ConfigError, Document, StrictModel, load_yaml, parse_model
 from pipeline.config import StageName, config_path
@@ -178,13 +178,17 @@ class SlurmProfile(SlurmLayout):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "SlurmProfile":
-        for stage in self.stages:
-            self.layout(stage)  # raises what is wrong
-        if self.signal_delay_s >= 60 * min(self.layout(s).time_min for s in (*self.stages, "gan")):
-            raise ValueError(
-                f"signal_delay_s: {self.signal_delay_s} leaves no time to work: it is as long as "
-                "the shortest time_min; expected less"
-            )
+        for stage in get_args(StageName):
+            try:
+                layout = self.layout(stage)
+            except ValidationError as error:
+                what = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"stages.{stage}: {what}") from None
+            if self.signal_delay_s >= 60 * layout.time_min:
+                raise ValueError(
+                    f"signal_delay_s: {self.signal_delay_s} leaves {stage} no time to work: its "
+                    f"time_min is {layout.time_min}; expected less than {60 * layout.time_min}"
+                )
         return self
 
 
@@ -211,7 +215,7 @@ def _model(document: Document) -> Any:
     """The model that the profile's `kind` names. Raises `ConfigError` for another word."""
     models: dict[str, type[StrictModel]] = {"local": LocalProfile, "slurm": SlurmProfile}
     kind = document.tree.get("kind")
-    if kind not in models:
+    if not isinstance(kind, str) or kind not in models:
         raise ConfigError(
             f"{document.place(('kind',))}: kind: {kind!r}; expected one of {', '.join(models)}"
         )

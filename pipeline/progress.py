@@ -112,8 +112,14 @@ def named(stage_dir: Path) -> str:
 
 
 def attempts(stage_dir: Path) -> int:
-    """How often the stage has been started."""
-    return len(list((stage_dir / paths.LOGS).glob("attempt-*.log")))
+    """How often the stage has been started: the number of its newest log.
+
+    Not how many logs there are: a job that is preempted before its ranks begin leaves none.
+    """
+    numbers = [
+        path.stem.removeprefix("attempt-") for path in (stage_dir / paths.LOGS).glob("*.log")
+    ]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 _TIMEOUT_S = 60.0
 # Of an outer job, they would become options of ours: SLURM_CPU_BIND once pinned all ranks to one
 # core. SLURM_CONF says which cluster, and stays.
-_OUTER = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "TIGAN_")
+_OUTER = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI_", "PMIX_", "TIGAN_")
+# A user's own defaults: SQUEUE_STATES=RUNNING would hide jobs that wait, and have them doubled.
+_DEFAULTS = ("SQUEUE_", "SACCT_", "SCONTROL_", "SCANCEL_")
 _KEPT = ("SLURM_CONF",)
 
 
@@ -51,7 +53,9 @@ class Limits:
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without what an outer job or launcher left in it."""
-    return {k: v for k, v in environment.items() if k in _KEPT or not k.startswith(_OUTER)}
+    return {
+        k: v for k, v in environment.items() if k in _KEPT or not k.startswith(_OUTER + _DEFAULTS)
+    }
 
 
 @contextmanager
@@ -129,7 +133,7 @@ def accounting(job_ids: Collection[str]) -> dict[str, Ended] | None:
     if not job_ids or shutil.which("sacct") is None:
         return None
     # --duplicates: the attempts before a requeue cost node-hours too.
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--array"]
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates"]
     fields = ["--format", "JobID,State,ElapsedRaw,NNodes"]
     try:
         return parse_accounting(_run(*command, *fields, "--jobs", ",".join(job_ids)))

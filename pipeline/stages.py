@@ -87,11 +87,13 @@ def run_stage(stage_dir: Path) -> None:
     run_dir = paths.run_dir_of(stage_dir, frozen.point)
     _verify_hash(frozen)
     inputs, digests = find_inputs(frozen, run_dir)
+    first = env_rank() == 0
     record = read_done(stage_dir, frozen.science_hash)
     if record is not None and record.inputs == digests:
         print("already done")
+        if first:
+            progress.write_state(stage_dir, "done", "")
         return
-    first = env_rank() == 0
     if first:
         progress.write_state(stage_dir, "running", "")
         _note_start(frozen, stage_dir, digests)

@@ -27,27 +27,18 @@ def reconcile(
     """Which jobs of earlier commands go on, and which are to be cancelled and submitted anew.
 
     A job that waits is kept if it was submitted for what its nodes are now, and if each input
-    that is not done has a job that is kept, for which it waits. A running one is never touched.
+    that is not done has a job that is kept, for which it waits. A running one is never cancelled,
+    but for a report of which parts are only being submitted.
     """
-    found = Reconciled()
     latest = batches.latest_jobs(records)
-    todo = set(plan.todo)
-    for name in plan.todo:
-        job, record = latest.get(name, ("", None))
-        queued = queue.get(job)
-        if record is None or queued is None or plan.graph[name].stage == "report":
-            continue
-        if why := _misfit(plan, name, record, queued, found.keep, todo):
-            if queued.is_pending:
-                found.cancel.setdefault(job, f"{name}: {why}")
-            else:
-                found.problems.append(
-                    f"{name}: job {job} is at work on it as it was before ({why}); wait for its "
-                    "end, or stop it with --cancel, then give this command again"
-                )
-        else:
-            found.keep[name] = job
-    found.keep = {name: job for name, job in found.keep.items() if job not in found.cancel}
+    jobs = {n: job for n, (job, _) in latest.items() if job in queue and n in plan.todo}
+    waits = _Waits(plan, jobs)
+    found = Reconciled()
+    while True:  # a job that several points share is kept for all of them, or for none
+        before = dict(found.cancel)
+        found = _reconcile_jobs(plan, latest, queue, jobs, waits, before)
+        if found.cancel == before:
+            break
     _reconcile_report(plan, latest, queue, found)
     for job, queued in queue.items():
         token = queued.comment.removeprefix("tigan:")
@@ -57,13 +48,62 @@ def reconcile(
     return found
 
 
+def _reconcile_jobs(
+    plan: Plan,
+    latest: Mapping[str, tuple[str, BatchRecord]],
+    queue: Mapping[str, Queued],
+    jobs: Mapping[str, str],
+    waits: "_Waits",
+    cancelled: Mapping[str, str],
+) -> Reconciled:
+    """One round over the nodes that have a job; `cancelled` is what the round before found."""
+    found = Reconciled(cancel=dict(cancelled))
+    for name in plan.todo:
+        job = jobs.get(name)
+        if job is None or plan.graph[name].stage == "report" or job in found.cancel:
+            continue
+        why = _misfit(plan, name, latest[name][1], queue[job], found.keep, waits)
+        if not why:
+            found.keep[name] = job
+        elif queue[job].is_pending:
+            found.cancel[job] = f"{name}: {why}"
+        else:
+            found.problems.append(
+                f"{name}: job {job} is at work on it as it was before ({why}); wait for its end, "
+                "or stop it with --cancel, then give this command again"
+            )
+    return found
+
+
+class _Waits:
+    """What the jobs in the queue wait for, as nodes; each answer is computed once."""
+
+    def __init__(self, plan: Plan, jobs: Mapping[str, str]) -> None:
+        self._above: dict[str, set[str]] = {}
+        for name in plan.todo:  # in the graph's order: inputs first
+            inputs = {i for i in plan.graph[name].inputs.values() if i in jobs}
+            self._above[name] = inputs.union(*(self._above[i] for i in inputs))
+        self._nodes: dict[str, set[str]] = {}
+        for name, job in jobs.items():
+            for identity in {job, job.partition("_")[0]}:
+                self._nodes.setdefault(identity, set()).add(name)
+        self._known: dict[str, set[str]] = {}
+
+    def nodes(self, dependency: str) -> set[str]:
+        """The nodes that a `--dependency` waits for, themselves or through others."""
+        if dependency not in self._known:
+            direct = set[str]().union(*(self._nodes.get(i, set()) for i in _ids(dependency)))
+            self._known[dependency] = direct.union(*(self._above[name] for name in direct))
+        return self._known[dependency]
+
+
 def _misfit(
     plan: Plan,
     name: str,
     record: BatchRecord,
     queued: Queued,
     keep: Mapping[str, str],
-    todo: Collection[str],
+    waits: _Waits,
 ) -> str:
     """Why a job that Slurm has is not the one that is needed; empty where it is."""
     if record.hashes[name] != plan.graph[name].hash:
@@ -74,24 +114,12 @@ def _misfit(
         return ""
     if queued.reason.startswith("DependencyNeverSatisfied"):
         return "an input failed"
-    waits_for = set(_ids(record.dependency))
-    for above in (n for n in plan.graph[name].inputs.values() if n in todo):
-        if above not in keep:
-            return f"its input {above} is submitted anew"
-        if not _waits(above, keep, waits_for, plan):
-            return f"it does not wait for {above}"
+    inputs = [i for i in plan.graph[name].inputs.values() if plan.states[i].kind != "done"]
+    if anew := [above for above in inputs if above not in keep]:
+        return f"its input {anew[0]} is submitted anew"
+    if missed := [above for above in inputs if above not in waits.nodes(record.dependency)]:
+        return f"it does not wait for {missed[0]}"
     return ""
-
-
-def _waits(above: str, keep: Mapping[str, str], waits_for: Collection[str], plan: Plan) -> bool:
-    """Whether a job waits for node `above`, itself or through another input."""
-    job = keep[above]
-    if job in waits_for or job.partition("_")[0] in waits_for:
-        return True
-    return any(
-        above in plan.graph[other].inputs.values() and _waits(other, keep, waits_for, plan)
-        for other in keep
-    )
 
 
 def _ids(dependency: str) -> list[str]:
@@ -202,7 +230,7 @@ def submit_all(
     next start what it had submitted, and by the token also a job whose id it never learnt.
     """
     ids: list[str] = []
-    number = len(batches.load_batches(plan.run_dir))
+    number = batches.next_number(batches.load_batches(plan.run_dir))
     for batch in todo:
         for name in batch.nodes:
             freeze(plan, plan.graph[name], profile)

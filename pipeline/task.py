@@ -81,7 +81,10 @@ def become_stage(stage_dir: Path, rank: int, world_size: int) -> NoReturn:
     try:
         environment = rank_environment(rank, world_size, dict(os.environ))
     except ValueError as error:
+        from pipeline import progress
+
         print(f"error: {stage_dir.name} (rank {rank}): {error}", file=sys.stderr, flush=True)
+        progress.write_state(stage_dir, "failed", str(error), may_retry=False)
         os._exit(1)
     # submitit's handlers end here. A signal that comes while Python starts anew must not be lost,
     # nor kill: it stays pending until the stage has handlers of its own.

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The environment of jobs on JUWELS Booster and develbooster. Sourced by the batch scripts that the
 # driver submits and by the templates beside this file; source it on the login node too, before
 # the driver, so that both use the same modules.
@@ -5,7 +6,9 @@
 module purge
 module load Stages/2025 GCC ParaStationMPI Python # your virtual environment must be made with it
 
-# The ranks talk over InfiniBand.
+# The ranks meet at the first node's InfiniBand address and talk over InfiniBand. The driver's jobs
+# have the suffix from the partition profile.
+export TIGAN_HOST_SUFFIX="${TIGAN_HOST_SUFFIX-i}"
 export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # A failed NCCL call ends the rank, instead of leaving it waiting.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1

@@ -1,6 +1,6 @@
 # Sourced by every job, after slurm/env_*.sh: by the batch scripts that the driver submits and by
-# the templates beside this file. Expects TIGAN_ROOT; with TIGAN_BATCH set (the driver's jobs) it
-# also sees to the end of the job.
+# the templates beside this file. Expects TIGAN_ROOT; with TIGAN_BATCH (the driver's jobs) or
+# TIGAN_STAGE_DIR (stage.sbatch) set, it also sees to the end of the job.
 
 export PYTHONPATH="$TIGAN_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
@@ -25,7 +25,7 @@ tigan_end() {
     "$TIGAN_PYTHON" -m pipeline.epilogue "$code"
     exit $?
 }
-if [ -n "${TIGAN_BATCH:-}" ]; then
+if [ -n "${TIGAN_BATCH:-}${TIGAN_STAGE_DIR:-}" ]; then
     trap tigan_end EXIT
 fi
 

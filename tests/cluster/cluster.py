@@ -11,7 +11,7 @@ _UP = Path(__file__).with_name("up.sh")
 _DOWN = Path(__file__).with_name("down.sh")
 # Debian keeps the daemons in /usr/sbin, which an ordinary user's PATH may lack.
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "unshare")
+_PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "unshare")
 _ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 _POLL_S = 0.1
 
@@ -28,11 +28,18 @@ class Cluster:
         _script(_DOWN, str(self.folder))
 
     def kill_node(self, name: str) -> None:
-        """Let a node crash: its slurmd and its jobs' processes get SIGKILL."""
+        """Let a node crash: its slurmd and its jobs' processes get SIGKILL.
+
+        Slurm counts the node as lost, and requeues its job, some 10 to 20 s after SlurmdTimeout.
+        """
         _script(_DOWN, str(self.folder), "--node", name)
 
     def start_node(self, name: str) -> None:
-        """Start a killed node again and wait until Slurm counts it as up."""
+        """Start a killed node again and wait until Slurm counts it as up.
+
+        Only once the loss was noticed: Slurm believes that the job on a node which is back
+        before that still runs.
+        """
         _script(_UP, str(self.folder), "--node", name)
 
     def env(self) -> dict[str, str]:
@@ -73,10 +80,11 @@ def missing(*, accounting: bool = False) -> str:
     absent = [name for name in programs if not shutil.which(name, path=_PATH)]
     if absent:
         return f"not installed: {', '.join(absent)} (Debian: slurm-wlm, slurmdbd, mariadb-server)"
-    as_user = [] if os.geteuid() == 0 else ["--map-current-user"]
-    spaces = ["unshare", *as_user, "--mount", "--uts", "--ipc", "--pid", "--fork", "true"]
-    refused = subprocess.run(spaces, capture_output=True, text=True)
-    return refused.stderr.strip() if refused.returncode else ""
+    as_user = [] if os.geteuid() == 0 else ["--map-current-user", "--keep-caps"]
+    spaces = ["unshare", *as_user, "--mount", "--uts", "--ipc", "--pid", "--mount-proc", "--fork"]
+    mount = ["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    tried = subprocess.run([*spaces, *mount], capture_output=True, text=True)
+    return f"name spaces are refused here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def start(

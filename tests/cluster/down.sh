@@ -18,7 +18,7 @@ cluster_pids() {
         while read -r file; do
             pid=${file//[^0-9]/}
             case $(cat "/proc/$pid/comm" 2>/dev/null) in
-                unshare | slurm* | mariadbd | srun | sbatch | salloc) echo "$pid" ;;
+                unshare | slurm* | munged | mariadbd | srun | sbatch | salloc) echo "$pid" ;;
             esac
         done
 }

@@ -12,6 +12,9 @@ PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 nodes=(jwb0001 jwb0002 jwb0003 jwb0004)
 wait_s=60
+name_spaces=(--mount --uts --ipc --pid --mount-proc --fork --kill-child)
+# An ordinary user keeps his own id, with the right to mount inside.
+((EUID == 0)) || name_spaces+=(--map-current-user --keep-caps)
 
 complain() {
     echo "up.sh: $*" >&2
@@ -56,6 +59,8 @@ launch() {
         MYSQL_UNIX_PORT="$short/mysql.sock" "$@" \
         </dev/null >>"$dir/log/$name.out" 2>&1 &
     echo $! >"$dir/run/$name.pid"
+    # bash need not report how it ends.
+    disown
 }
 
 # Wait until a command succeeds; give up at once when the daemon it needs has died.
@@ -71,10 +76,8 @@ wait_for() {
 }
 
 fail() {
-    echo "up.sh: $1; the end of its log:" >&2
     tail -n 20 "$dir/log/$2.out" >&2 2>/dev/null || true
-    "$here/down.sh" "$dir"
-    exit 1
+    complain "$1; the end of its log is above"
 }
 
 # Ports below the range that the kernel hands out by itself, so that none is taken meanwhile.
@@ -105,6 +108,7 @@ write_slurm_conf() {
             AccountingStorageType=accounting_storage/slurmdbd
             AccountingStorageHost=127.0.0.1
             "AccountingStoragePort=${ports[1]}"
+            "AccountingStoragePass=$short/munge.sock"
             AccountingStorageTRES=gres/gpu
         )
     fi
@@ -114,10 +118,9 @@ SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=${ports[0]}
 SlurmUser=$user
 SlurmdUser=$user
-# No munged is needed; in return every port is bound to 127.0.0.1 only.
-AuthType=auth/none
-CredType=cred/none
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=$short/munge.sock
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$short/spool/%n
 SlurmctldPidFile=$dir/run/slurmctld.own.pid
@@ -127,6 +130,7 @@ SlurmdLogFile=$dir/log/%n.log
 $(printf '%s\n' "${storage[@]}")
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
+MailProg=/bin/true
 
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -143,6 +147,7 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
+EnforcePartLimits=ALL
 ReturnToService=2
 InactiveLimit=0
 KillWait=$kill_wait
@@ -181,12 +186,21 @@ write_hosts() {
     } >"$dir/hosts"
 }
 
+# Slurm's ports are open to the network, so messages need a key that only this cluster has.
+start_munge() {
+    (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
+    launch munged munged --foreground --force --key-file="$dir/munge.key" \
+        --socket="$short/munge.sock" --pid-file="$dir/run/munged.own.pid" \
+        --log-file="$dir/log/munged.log" --seed-file="$dir/munge.seed"
+    wait_for munged munge --socket="$short/munge.sock" --no-input
+}
+
 start_database() {
     local user
     user=$(id -un)
     mariadb-install-db --no-defaults --user="$user" --datadir="$dir/mysql" --skip-test-db \
         --auth-root-authentication-method=socket --auth-root-socket-user="$user" \
-        >"$dir/log/mariadbd.out" 2>&1 || fail 'mariadb-install-db failed' mariadbd
+        >"$dir/log/mariadbd.out" 2>&1 </dev/null || fail 'mariadb-install-db failed' mariadbd
     # Root may run it as root: only this user reaches the socket, and there is no port.
     launch mariadbd mariadbd --no-defaults --user="$user" --datadir="$dir/mysql" \
         --socket="$short/mysql.sock" --skip-networking --pid-file="$dir/run/mariadbd.own.pid" \
@@ -194,8 +208,9 @@ start_database() {
     wait_for mariadbd mariadb-admin --no-defaults --socket="$short/mysql.sock" ping
 
     cat >"$dir/slurmdbd.conf" <<CONF
-AuthType=auth/none
-DbdHost=127.0.0.1
+AuthType=auth/munge
+AuthInfo=socket=$short/munge.sock
+DbdHost=$(hostname -s)
 DbdAddr=127.0.0.1
 DbdPort=${ports[1]}
 SlurmUser=$user
@@ -209,21 +224,21 @@ CONF
     chmod 600 "$dir/slurmdbd.conf"
     launch slurmdbd slurmdbd -D
     wait_for slurmdbd sacctmgr -n -i add cluster jwb
-    sacctmgr -Q -i add account demo cluster=jwb >&2
-    sacctmgr -Q -i add user "$user" account=demo cluster=jwb DefaultAccount=demo >&2
+    {
+        sacctmgr -i add account demo cluster=jwb
+        sacctmgr -i add user "$user" account=demo cluster=jwb DefaultAccount=demo
+    } >>"$dir/log/slurmdbd.out"
 }
 
 # A node is a slurmd in name spaces of its own: host name, process ids, shared memory and
-# /etc/hosts are private, the file system is shared, as on a cluster. The end of the first process of the
-# name space is the end of every job process in it, which is how a node crashes.
-# An ordinary user keeps his own id, with the capabilities to mount within.
+# /etc/hosts are private, the file system is shared, as on a cluster. The end of the first process
+# of the name space is the end of every job process in it, which is how a node crashes.
 start_node() {
-    local node=$1 as_user=()
-    ((EUID == 0)) || as_user=(--map-current-user --keep-caps)
+    local node=$1
     mkdir -p "$dir/spool/$node"
+    rm -f "$dir/run/$node.own.pid"
     # shellcheck disable=SC2016
-    launch "$node" unshare "${as_user[@]}" --mount --uts --ipc --pid --mount-proc --fork \
-        --kill-child bash -c '
+    launch "$node" unshare "${name_spaces[@]}" bash -c '
             set -euo pipefail
             mount --bind "$2/hosts" /etc/hosts
             mount -t tmpfs -o mode=1777 tmpfs /dev/shm
@@ -238,8 +253,11 @@ start_node() {
         ' "$node" "$node" "$dir"
 }
 
+# A node that was started again soon after its crash may still count as up from before; its
+# slurmd writes its pid file once it listens.
 node_is_up() {
-    [[ $(sinfo -h -N -p booster -n "$1" -o %T) =~ ^(idle|mixed|allocated|reserved|completing)$ ]]
+    [[ -s $dir/run/$1.own.pid ]] &&
+        [[ $(sinfo -h -N -p booster -n "$1" -o %T) =~ ^(idle|mixed|allocated|completing)$ ]]
 }
 
 start_nodes() {
@@ -253,12 +271,13 @@ start_nodes() {
 
 main() {
     read_arguments "$@"
-    unshare --mount --uts --ipc --pid --fork true 2>/dev/null ||
-        unshare --map-current-user --mount --uts --ipc --pid --fork true 2>/dev/null ||
+    unshare "${name_spaces[@]}" mount -t tmpfs tmpfs /dev/shm 2>/dev/null ||
         complain 'this machine refuses name spaces (unshare), which the virtual nodes need'
     umask 022
     mkdir -p "$dir"
     dir=$(cd "$dir" && pwd -P)
+    [[ $dir =~ ^[[:alnum:]/._+@-]+$ ]] ||
+        complain "$dir: slurm.conf takes only letters, digits and ._+@- in a path"
     export SLURM_CONF=$dir/slurm.conf
     if [[ -n $only_node ]]; then
         alive slurmctld || complain "no cluster is running in $dir"
@@ -266,11 +285,16 @@ main() {
             complain "--node $only_node: expected one of ${nodes[*]}"
         ! alive "$only_node" || complain "$only_node is running already in $dir"
         short=$(cat "$dir/run/short")/d
+        trap '"$here/down.sh" "$dir" --node "$only_node"' EXIT
         start_nodes "$only_node"
+        trap - EXIT
         return
     fi
     ! alive slurmctld || complain "a cluster is running already in $dir; stop it with down.sh"
+    [[ -e $dir/gres.conf || -z $(ls -A "$dir") ]] ||
+        complain "$dir is neither empty nor the folder of an earlier cluster; give a new one"
     "$here/down.sh" "$dir"
+    trap '"$here/down.sh" "$dir"' EXIT
     rm -rf "$dir"/{log,run,state,spool,mysql}
     mkdir -p "$dir"/{log,run,state,spool,gpu}
     # Paths of sockets are limited to 108 characters, and DIR may be longer.
@@ -280,10 +304,12 @@ main() {
     read -ra ports < <(free_ports 6)
     write_slurm_conf
     write_hosts
+    start_munge
     [[ $accounting == no ]] || start_database
     launch slurmctld slurmctld -D -f "$dir/slurm.conf"
-    wait_for slurmctld sinfo
+    wait_for slurmctld timeout 2 sinfo
     start_nodes "${nodes[@]}"
+    trap - EXIT
     echo "export SLURM_CONF=$dir/slurm.conf"
 }
 
