@@ -62,10 +62,21 @@ def write_state(stage_dir: Path, state: StageState, message: str, **more: Any) -
     the launcher stops because of it hide it. `more` says of a failure whether a restart could help
     (`may_retry`), and which nodes it was the fault of (`sick_nodes`).
     """
+    if is_superseded(stage_dir):
+        return
     is_stop = state in ("failed", "preempted")
     if is_stop and state_of_attempt(stage_dir).get("state") == "failed":
         return
     _write_state(stage_dir, state, message, {**identity(), **more})
+
+
+def is_superseded(stage_dir: Path) -> bool:
+    """Whether a newer attempt has begun: this process is one of a node that was given up for lost.
+
+    Only a Slurm job knows the number of its attempt.
+    """
+    own = os.environ.get("TIGAN_ATTEMPT")
+    return own is not None and int(own) < attempts(stage_dir)
 
 
 def note_started(stage_dir: Path, pid: int) -> None:
@@ -108,7 +119,8 @@ def is_running(stage_dir: Path) -> bool:
 def named(stage_dir: Path) -> str:
     """The process of `state.json` in words."""
     state = read_state(stage_dir)
-    return f"process id {state.get('pid')} on {state.get('host')}"
+    job = f"Slurm job {state['job']}, " if "job" in state else ""
+    return f"{job}process id {state.get('pid')} on {state.get('host')}"
 
 
 def attempts(stage_dir: Path) -> int:

@@ -103,6 +103,11 @@ def run_stage(stage_dir: Path) -> None:
 
     def finish(outputs: dict[str, OutputRecord], result: StageResult, world_size: int) -> None:
         ignore_signals()
+        if progress.is_superseded(stage_dir):
+            raise RuntimeError(
+                f"{stage_dir}: a newer attempt of this stage is running; this one stops without "
+                "recording its result"
+            )
         seconds = before + time.monotonic() - started
         record = DoneRecord(
             stage=frozen.stage,

@@ -36,7 +36,9 @@ class Task:
             node, rank, world_size = unit[rank], 0, 1
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         stage_dir = path.parent.parent / node
-        _write_to_log(stage_dir, record["first_attempts"][node] + restarts, rank)
+        attempt = record["first_attempts"][node] + restarts
+        _write_to_log(stage_dir, attempt, rank)
+        os.environ["TIGAN_ATTEMPT"] = str(attempt)
         become_stage(stage_dir, rank, world_size)
 
 

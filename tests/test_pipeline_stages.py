@@ -13,7 +13,7 @@ import torch
 from pipeline_runs import PROFILE, finish, finish_all, plan, tiny_run
 
 from data_prep.config import REPO_ROOT
-from pipeline import progress
+from pipeline import paths, progress
 from pipeline.done import load_done
 from pipeline.frozen import read_frozen, write_frozen
 from pipeline.plan import freeze
@@ -186,3 +186,20 @@ def test_usage(arguments: list[str]) -> None:
         text=True,
     )
     assert result.returncode == 2 and "usage" in result.stderr
+
+
+def test_a_lost_attempt_leaves_the_newer_ones_records_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was given up for lost may come back while its stage runs elsewhere."""
+    logs = tmp_path / paths.LOGS
+    logs.mkdir()
+    (logs / "attempt-2.log").touch()
+    monkeypatch.setenv("TIGAN_ATTEMPT", "2")
+    progress.write_state(tmp_path, "running", "")
+    monkeypatch.setenv("TIGAN_ATTEMPT", "1")
+    progress.write_state(tmp_path, "failed", "the network is gone")
+    assert progress.is_superseded(tmp_path)
+    assert progress.read_state(tmp_path)["state"] == "running"
+    monkeypatch.delenv("TIGAN_ATTEMPT")  # a stage that no Slurm job runs
+    assert not progress.is_superseded(tmp_path)
