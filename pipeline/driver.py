@@ -123,8 +123,9 @@ def _submit(plan: Plan, run: Run, profile: SlurmProfile, account: str | None) ->
     found = plan.problems + submit.problems(plan, profile, account)
     found += submit.partition_problems(plan, profile)
     if not found:
-        jobs = submit.reconcile(plan, load_batches(plan.run_dir), slurm.queue())
-        found = jobs.problems + submit.local_processes(plan, jobs.keep)
+        records, queue = load_batches(plan.run_dir), slurm.queue()
+        jobs = submit.reconcile(plan, records, queue)
+        found = jobs.problems + submit.strangers(plan, records, queue)
     _print_lines("warning: ", plan.warnings)
     if found:
         return _refuse("\n".join(found))

@@ -26,6 +26,8 @@ from pipeline.stopping import EXIT_PREEMPTED, ignore_signals
 _TRIES = 5
 _TRY_EVERY_S = 5.0
 _WAIT_FOR_END_S = 120.0
+# Slurm's words for a job that nobody has ended: a signal or a change may be on its way to it.
+_STILL_RUNNING = ("RUNNING", "SIGNALING", "CONFIGURING", "RESIZING")
 
 Why = Literal["stopped", "died", "unhealthy"]
 
@@ -71,7 +73,7 @@ def judge(
         return Verdict(0, message="done")
     names = ", ".join(stage.name for stage in left)
     # A job that was cancelled must not be brought back to life: scontrol requeue would.
-    if job_state != "RUNNING":
+    if job_state not in _STILL_RUNNING:
         return Verdict(
             code or 1, message=f"{names}: not done; Slurm has taken the job ({job_state})"
         )
@@ -87,7 +89,7 @@ def judge(
     if count > limits[why]:
         code = EXIT_PREEMPTED if why == "stopped" else code or 1
         return Verdict(code, message=f"{names}: {why}, and requeued {limits[why]} times already")
-    message = f"{names}: {why}; requeued ({count} of {limits[why]})"
+    message = f"{names}: {why}; to be requeued ({count} of {limits[why]})"
     return Verdict(EXIT_PREEMPTED, why, sick, message)
 
 
@@ -123,13 +125,18 @@ def main(arguments: list[str]) -> int:
     verdict = judge(code, stages, state, before, limits)
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {verdict.message}", flush=True)
     if verdict.requeue is None:
-        if verdict.code and state == "RUNNING":
+        if verdict.code and state in _STILL_RUNNING:
             _cancel_dependents(run_dir, job)
         return verdict.code
     log.parent.mkdir(exist_ok=True)  # a stage by hand may be of a run that never saw Slurm
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{verdict.requeue}\n")
-    return _requeue(job, verdict)
+    if _requeue(job, verdict.exclude):
+        _wait_to_be_ended()
+    else:
+        print("not requeued; give the driver's command again, which goes on from here", flush=True)
+        _cancel_dependents(run_dir, job)
+    return verdict.code
 
 
 def _submitted() -> tuple[Path, list[Stage], Mapping[Why, int]]:
@@ -164,8 +171,8 @@ def _job_state(job: str) -> str:
     return found.group(1) if found else "RUNNING"
 
 
-def _requeue(job: str, verdict: Verdict) -> int:
-    """Requeue this job and wait for its end; an exit code only where Slurm does not end it."""
+def _requeue(job: str, exclude: Sequence[str]) -> bool:
+    """Requeue this job, without the nodes to exclude; False where Slurm refuses."""
     for attempt in range(_TRIES):
         try:
             _scontrol("requeue", job)
@@ -177,13 +184,16 @@ def _requeue(job: str, verdict: Verdict) -> int:
             if attempt < _TRIES - 1:
                 time.sleep(_TRY_EVERY_S)
     else:
-        print("not requeued; give the driver's command again, which goes on from here", flush=True)
-        return EXIT_PREEMPTED
-    if verdict.exclude:
-        _exclude(job, verdict.exclude)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Slurm ends what is left; no need to resist
+        return False
+    if exclude:
+        _exclude(job, exclude)
+    return True
+
+
+def _wait_to_be_ended() -> None:
+    """Slurm ends what is left of a requeued job; no need to resist, nor to wait for ever."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(_WAIT_FOR_END_S)
-    return EXIT_PREEMPTED
 
 
 def _cancel_dependents(run_dir: Path, job: str) -> None:

@@ -1,6 +1,6 @@
 """The Slurm engine: hold a plan against the queue, cancel what cannot run, submit the rest."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,16 +194,26 @@ def partition_problems(plan: Plan, profile: SlurmProfile) -> list[str]:
     return found
 
 
-def local_processes(plan: Plan, skip: Collection[str]) -> list[str]:
-    """Nodes on which a process that belongs to no job seems to be at work."""
-    return [
-        f"{name}: {progress.named(plan.run_dir / name)} is at work on it, started by --partition "
-        f"local; wait for its end (if it is gone, delete {plan.run_dir / name / paths.STATE})"
-        for name in plan.todo
-        if name not in skip
-        and progress.is_running(plan.run_dir / name)
-        and "job" not in progress.read_state(plan.run_dir / name)
-    ]
+def strangers(plan: Plan, records: Sequence[BatchRecord], queue: Mapping[str, Queued]) -> list[str]:
+    """Nodes on which something is at work that was not submitted by this driver.
+
+    A process of `--partition local`, or a job of slurm/stage.sbatch.
+    """
+    own = {job for record in records for job in record.job_ids().values()}
+    found = []
+    for name in plan.todo:
+        folder = plan.run_dir / name
+        job = progress.read_state(folder).get("job")
+        if not progress.is_running(folder) or (
+            job is not None and (job in own or job not in queue)
+        ):
+            continue
+        how = "--partition local" if job is None else "slurm/stage.sbatch"
+        found.append(
+            f"{name}: {progress.named(folder)} is at work on it, started by {how}; wait for its "
+            f"end (if it is gone, delete {folder / paths.STATE})"
+        )
+    return found
 
 
 def arranged(plan: Plan, profile: SlurmProfile, keep: Mapping[str, str]) -> list[Batch]:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The environment of jobs on the test cluster of `make cluster`: nothing to load, the driver's own
 # Python does. All 'nodes' are one machine in disguise, so the ranks talk over the loopback device:
 # gloo, and MPI (whose UCX would take nodes with one kernel for one node with shared memory).

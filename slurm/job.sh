@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by every job, after slurm/env_*.sh: by the batch scripts that the driver submits and by
 # the templates beside this file. Expects TIGAN_ROOT; with TIGAN_BATCH (the driver's jobs) or
 # TIGAN_STAGE_DIR (stage.sbatch) set, it also sees to the end of the job.

@@ -204,7 +204,7 @@ def test_stopped_job_is_requeued_until_its_limit(
     assert epilogue.main(["75"]) == 75
     assert commands.calls("scontrol")[calls:] == ["show job 104"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("gan: stopped; requeued (1 of 2)")
+    assert lines[0].endswith("gan: stopped; to be requeued (1 of 2)")
     assert lines[-1].endswith("gan: stopped, and requeued 2 times already")
 
 

@@ -337,9 +337,10 @@ def test_process_of_no_job_that_is_at_work_is_named(
     progress.write_state(tmp_path / "gan", "preempted", "")
     monkeypatch.setenv("TIGAN_JOB", "77")
     progress.write_state(tmp_path / "finetune", "running", "")
-    (line,) = submit.local_processes(plan, {})
+    (line,) = submit.strangers(plan, [], {})  # job 77 has ended without a word
     assert line.startswith("segmenter: process id") and str(os.getpid()) in line
-    assert submit.local_processes(plan, {"segmenter"}) == []
+    by_hand = submit.strangers(plan, [], {"77": queued(state="RUNNING")})
+    assert len(by_hand) == 2 and "Slurm job 77" in by_hand[1] and "stage.sbatch" in by_hand[1]
 
 
 SBATCH = """

@@ -2,10 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -100,13 +100,13 @@ def test_second_driver_stops(plain: Cluster, new_run: NewRun, tmp_path: Path) ->
 def test_failed_stage_and_the_next_command(plain: Cluster, new_run: NewRun) -> None:
     """Its dependents are cancelled, the report shows what there is, the next command goes on."""
     run = new_run(plain)
-    shard = next((run.run_dir / "pack_synthia").glob("*val*.h5"))  # the gan does not read it
+    shard = min((run.run_dir / "pack_synthia").glob("*train*.h5"))
     good = shard.read_bytes()
     shard.write_bytes(good[:-2000] + bytes(1000) + good[-1000:])  # same size: only reading tells
     run.drive("--stage", "all")
     run.finish(timeout_s=300)
     assert run.state("segmenter")["state"] == "failed" and run.requeues("segmenter") == []
-    assert run.is_done("gan") and not run.is_done("finetune")
+    assert not run.is_done("finetune") and not run.state("finetune")
     assert (run.run_dir / "report" / "index.html").is_file()  # of what there is
     said = run.drive("--status")
     assert "segmenter: failed: " in said and shard.name in said, said
@@ -116,7 +116,7 @@ def test_failed_stage_and_the_next_command(plain: Cluster, new_run: NewRun) -> N
     shard.write_bytes(good)
     run.drive("--stage", "all")
     after = run.jobs()
-    assert {node for node in after if after[node] == before[node]} == {"gan"}
+    assert not {node for node in after if after[node] == before[node]}
     run.finish(timeout_s=300)
     assert "nothing to do" in run.drive("--stage", "all"), run.describe()
 
@@ -171,7 +171,8 @@ def test_sick_node_is_excluded(plain: Cluster, new_run: NewRun, tmp_path: Path) 
     run.finish()
     assert run.is_done("gan"), run.describe()
     assert "excluded from now on: jwb0002" in run.batch_log("gan")
-    assert "start 1, on jwb0001 jwb0003" in run.batch_log("gan")
+    starts = re.findall(r"start (\d), on (.*)", run.batch_log("gan"))
+    assert [number for number, _ in starts] == ["0", "1"] and "jwb0002" not in starts[1][1]
 
 
 def test_odd_path_and_no_accounting(plain: Cluster, new_run: NewRun) -> None:
@@ -188,7 +189,7 @@ def test_driver_inside_a_job(plain: Cluster, new_run: NewRun) -> None:
     run = new_run(plain)
     arguments = ["--stage", "gan", "--partition", str(run.profile), "--config", str(CONFIG)]
     out = run.run_dir.parent / "driver.log"
-    env = plain.env() | {"TIGAN_PYTHON": sys.executable}
+    env = plain.env() | {"TIGAN_PYTHON": sys.executable, "TIGAN_ENV": "env_testcluster.sh"}
     subprocess.run(
         [
             *("sbatch", "--wait", "--partition=booster", f"--output={out}", "--account=demo"),
@@ -209,12 +210,12 @@ def test_forgotten_upstream(plain: Cluster, new_run: NewRun) -> None:
     run = new_run(plain)
     run.drive("--stage", "gan")
     run.finish()
-    time.sleep(5)  # MinJobAge is 2 s here
-    forgotten = subprocess.run(
-        ["scontrol", "show", "job", run.jobs()["gan"]], env=plain.env(), capture_output=True
+    show = ["scontrol", "show", "job", run.jobs()["gan"]]
+    run.wait_until(  # MinJobAge is 2 s here, but Slurm clears up once a minute
+        lambda: subprocess.run(show, env=plain.env(), capture_output=True).returncode != 0,
+        "Slurm has forgotten the job",
     )
     said = run.drive("--stage", "evaluate")
-    assert forgotten.returncode != 0 or "Invalid job id" in str(forgotten.stderr)
     record = json.loads(max((run.run_dir / "slurm").glob("*-finetune-*.json")).read_text())
     assert run.jobs()["gan"] not in record["dependency"], said
     assert run.jobs()["segmenter"] in record["dependency"]
@@ -228,14 +229,12 @@ def test_points_share_a_node_and_elements_follow_each_other(
     sweep.write_text("sweep:\n  - {finetune.alpha: [0.0, 0.25, 0.5, 0.75]}\n")
     layout = {"nodes": 1, "tasks_per_node": 1, "points_per_node": 2}
     run = new_run(accounted, stages={"finetune": layout, "evaluate": layout})
-    said = run.drive("--stage", "all", "--sweep", str(sweep), "--set", "finetune.alpha=0.6")
+    said = run.drive("--stage", "all", "--sweep", str(sweep))
     assert "(array of 2, 4 points)" in said and "aftercorr" in said
     run.finish(timeout_s=300)
     status = run.drive("--status")
     assert "0 failed" not in status and "blocked" not in status, status
-    assert "nothing to do" in run.drive(
-        "--stage", "all", "--sweep", str(sweep), "--set", "finetune.alpha=0.6"
-    ), run.describe()
+    assert "nothing to do" in run.drive("--stage", "all", "--sweep", str(sweep)), run.describe()
 
 
 def test_status_asks_slurm_twice(accounted: Cluster, new_run: NewRun, tmp_path: Path) -> None:
