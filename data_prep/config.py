@@ -50,7 +50,11 @@ class Document:
         return self.source
 
 
-class _CoreLoader(yaml.SafeLoader):
+# libyaml's parser, where PyYAML was built with it: a sweep reads hundreds of frozen configs.
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _CoreLoader(_Parser):
     """PyYAML's safe loader with YAML 1.2 scalars.
 
     Plain PyYAML follows YAML 1.1: `2e-4` is a string, `24:00:00` a number in base 60, `no` False.

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,14 +241,13 @@ def expand(document: Document) -> Run:
     """Validate the base config and every point of its sweep. Raises `ConfigError`."""
     base = parse_model(RunConfig, document)
     classes_called(base.classes)
-    points: list[Point] = []
+    points: dict[str, Point] = {}  # by what differs from the base: blocks may overlap
     for number, block in enumerate(base.sweep, 1):
         place = f"{document.place(('sweep', number - 1))}: sweep block {number}"
         for values in _product(block, place):
             point = _point(document, base, values, place)
-            if point not in points:
-                points.append(point)
-    return Run(base, points or [Point(base, {})])
+            points.setdefault(json.dumps(point.changed, sort_keys=True), point)
+    return Run(base, list(points.values()) or [Point(base, {})])
 
 
 def _product(block: Mapping[str, Any], place: str) -> list[dict[str, Any]]:

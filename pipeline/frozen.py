@@ -51,7 +51,11 @@ class FrozenStage(StrictModel):
     )
 
 
-class _Dumper(yaml.SafeDumper):
+# libyaml's emitter, where PyYAML was built with it: a sweep freezes hundreds of configs.
+_Emitter: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Dumper(_Emitter):
     """PyYAML's safe dumper for readers of YAML 1.2, such as our own strict loader.
 
     PyYAML leaves strings such as 1e5 unquoted: numbers by YAML 1.2, but not by its own 1.1.

@@ -1,8 +1,7 @@
 """One stage, from its directory: `python -m pipeline.stages STAGE_DIR`, on every rank.
 
 Exit code 0: done.json is valid. 75: stopped by a signal, saved where there was something to save;
-start it again to go on.
-1: failed; the last line of the output says why.
+start it again to go on. 1: failed; the last line of the output says why.
 """
 
 import os
@@ -103,11 +102,7 @@ def run_stage(stage_dir: Path) -> None:
 
     def finish(outputs: dict[str, OutputRecord], result: StageResult, world_size: int) -> None:
         ignore_signals()
-        if progress.is_superseded(stage_dir):
-            raise RuntimeError(
-                f"{stage_dir}: a newer attempt of this stage is running; this one stops without "
-                "recording its result"
-            )
+        _refuse_if_superseded(stage_dir)
         seconds = before + time.monotonic() - started
         record = DoneRecord(
             stage=frozen.stage,
@@ -134,6 +129,15 @@ def run_stage(stage_dir: Path) -> None:
         outputs = _run_prep(frozen, science, stage_dir, inputs, before)
         if first:
             finish(outputs, StageResult(list(outputs)), frozen.launch.ranks)
+
+
+def _refuse_if_superseded(stage_dir: Path) -> None:
+    """Raise RuntimeError where a newer attempt has begun."""
+    if progress.is_superseded(stage_dir):
+        raise RuntimeError(
+            f"{stage_dir}: a newer attempt of this stage is running; this one stops without "
+            "recording its result"
+        )
 
 
 def _verify_hash(frozen: FrozenStage) -> None:
