@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -11,6 +11,7 @@ from data_prep import atomic
 from data_prep.config import ConfigError, StrictModel
 from pipeline import paths
 from pipeline.config import StageName
+from pipeline.slurm import Queued
 
 
 class BatchRecord(StrictModel):
@@ -79,6 +80,29 @@ def load_batches(run_dir: Path) -> list[BatchRecord]:
     """All that was ever submitted for a run directory, oldest first. Raises `ConfigError`."""
     files = sorted(paths.slurm_dir(run_dir).glob("[0-9]*.json"))
     return [read_batch(path) for path in files]
+
+
+def job_name(stage: str) -> str:
+    """The name of the jobs of a stage."""
+    return f"tigan-{stage}"
+
+
+def is_job_of(record: BatchRecord, queued: Queued) -> bool:
+    """Whether a job in the queue is of this batch: ids come again, and some sites set comments."""
+    if queued.comment.startswith("tigan:"):
+        return queued.comment == comment(record.token)
+    return queued.name in ("", job_name(record.stage))
+
+
+def live_jobs(
+    records: Iterable[BatchRecord], queue: Mapping[str, Queued]
+) -> dict[str, tuple[str, BatchRecord]]:
+    """The latest jobs of nodes, as `latest_jobs`, as far as they are in the queue."""
+    return {
+        name: (job, record)
+        for name, (job, record) in latest_jobs(records).items()
+        if job in queue and is_job_of(record, queue[job])
+    }
 
 
 def latest_jobs(records: Iterable[BatchRecord]) -> dict[str, tuple[str, BatchRecord]]:

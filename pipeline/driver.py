@@ -135,7 +135,15 @@ def _submit(plan: Plan, run: Run, profile: SlurmProfile, account: str | None) ->
     slurm.cancel(jobs.cancel)
     _print_lines("", prepare(plan))
     todo = submit.arranged(plan, profile, jobs.keep)
-    count = submit.submit_all(plan, todo, profile, account, lambda line: _print_lines("", [line]))
+    try:
+        count = submit.submit_all(
+            plan, todo, profile, account, lambda line: _print_lines("", [line])
+        )
+    except slurm.SlurmError as error:
+        raise slurm.SlurmError(
+            f"{error}\nwhat was submitted before (if anything) stays and runs; when the cause is "
+            "gone, the same command submits the rest; --cancel cancels it"
+        ) from None
     kept = f", {len(set(jobs.keep.values()))} under way already" if jobs.keep else ""
     print(f"{plan.run_dir}: {count} jobs submitted{kept}; Slurm runs them from here on")
     print(f"how far they are: {_status_command(plan.run_dir)}")
@@ -161,6 +169,7 @@ def _print_lines(prefix: str, lines: list[str]) -> None:
 
 def _run_plan(plan: Plan, run: Run, profile: LocalProfile) -> int:
     """Run what the plan says; returns the exit code."""
+    plan.problems += _slurm_jobs(plan.run_dir)
     at_work = [name for name in plan.todo if progress.is_running(plan.run_dir / name)]
     plan.problems += [
         f"{name}: a process of an earlier driver is still at work on it "
@@ -182,6 +191,22 @@ def _run_plan(plan: Plan, run: Run, profile: LocalProfile) -> int:
     finally:
         display.close()
     return _conclude(plan, outcome)
+
+
+def _slurm_jobs(run_dir: Path) -> list[str]:
+    """Jobs of this run that Slurm still has: they and this machine must not do one stage both."""
+    if not load_batches(run_dir) or not slurm.is_here():
+        return []
+    try:
+        jobs = submit.jobs_in_queue(run_dir)
+    except slurm.SlurmError:  # a machine that has the commands, but no cluster
+        return []
+    if not jobs:
+        return []
+    return [
+        f"{run_dir}: Slurm has {len(jobs)} jobs of this run, such as {jobs[0]}; wait for them, "
+        "cancel them with --cancel, or give the --partition that they were submitted to"
+    ]
 
 
 def _conclude(plan: Plan, outcome: Outcome) -> int:
@@ -236,7 +261,7 @@ def show_status(args: argparse.Namespace) -> int:
         while True:
             records = load_batches(run_dir)
             # Slurm before the disk: what ends in between is then done, and not lost.
-            seen = jobs_table.ask(records) if records else None
+            seen = _ask(records)
             plan = make_plan(run, run_dir, "all", load_profile(args.partition))
             is_active = _show_jobs(plan, records, seen) if seen else _show_processes(plan)
             if not args.follow or not is_active:
@@ -247,6 +272,17 @@ def show_status(args: argparse.Namespace) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
+
+
+def _ask(records: Sequence[BatchRecord]) -> jobs_table.Seen | None:
+    """What Slurm says of the run's jobs; None where there are none, or it cannot be asked."""
+    if not records:
+        return None
+    try:
+        return jobs_table.ask(records)
+    except slurm.SlurmError as error:
+        print(f"warning: {error}; this is what the run directory tells", file=sys.stderr)
+        return None
 
 
 def _show_processes(plan: Plan) -> bool:
@@ -275,11 +311,15 @@ def cancel_run(args: argparse.Namespace) -> int:
     """`--cancel`: cancel a run's jobs; ask the driver of the run directory to stop."""
     try:
         run_dir = args.run_dir or _load(args, load_profile(args.partition))[1]
-        if load_batches(run_dir):
-            jobs = submit.cancel_run(run_dir)
-            print(f"{run_dir}: {len(jobs)} jobs cancelled; running ones save first")
-        else:
+        is_on_slurm = bool(load_batches(run_dir))
+        if not is_on_slurm or lock.holder(run_dir) is not None:  # a driver may be submitting
             print(lock.cancel(run_dir))
+        if is_on_slurm:
+            jobs = submit.cancel_run(run_dir)
+            print(
+                f"{run_dir}: {len(jobs)} jobs cancelled; running ones save if Slurm's KillWait "
+                "is long enough"
+            )
     except (ConfigError, lock.LockError, slurm.SlurmError) as error:
         return _refuse(str(error))
     return 0

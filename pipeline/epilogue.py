@@ -26,6 +26,7 @@ from pipeline.stopping import EXIT_PREEMPTED, ignore_signals
 _TRIES = 5
 _TRY_EVERY_S = 5.0
 _WAIT_FOR_END_S = 120.0
+_WAIT_FOR_DRIVER_S = 300.0
 # Slurm's words for a job that nobody has ended: a signal or a change may be on its way to it.
 _STILL_RUNNING = ("RUNNING", "SIGNALING", "CONFIGURING", "RESIZING")
 
@@ -93,13 +94,18 @@ def judge(
     return Verdict(EXIT_PREEMPTED, why, sick, message)
 
 
-def look(record: BatchRecord, unit: Sequence[str], run_dir: Path) -> list[Stage]:
-    """How the stages of a job stand."""
-    return [_look_at(run_dir / name, name, record.hashes[name]) for name in unit]
+def look(record: BatchRecord, unit: Sequence[str], run_dir: Path, restarts: int) -> list[Stage]:
+    """How the stages of a job stand after its start number `restarts`."""
+    return [
+        _look_at(run_dir / name, name, record.hashes[name], record.first_attempts[name] + restarts)
+        for name in unit
+    ]
 
 
-def _look_at(stage_dir: Path, name: str, science_hash: str) -> Stage:
-    state = progress.state_of_attempt(stage_dir)
+def _look_at(stage_dir: Path, name: str, science_hash: str, attempt: int) -> Stage:
+    state = progress.read_state(stage_dir)
+    if state.get("attempt") != attempt:  # of an attempt before: in this one, no rank began
+        state = {}
     record = read_done(stage_dir, science_hash)
     # A report is made anew in its place, where the record of the one before lies all the while.
     is_old = record is not None and record.stage == "report" and state.get("state") != "done"
@@ -121,7 +127,7 @@ def main(arguments: list[str]) -> int:
     run_dir, stages, limits = _submitted() if os.environ.get("TIGAN_BATCH") else _by_hand()
     log = paths.requeues(run_dir, job)
     before = log.read_text(encoding="utf-8").split() if log.is_file() else []
-    state = _job_state(job)
+    state = _job_state(job, _TRIES)
     verdict = judge(code, stages, state, before, limits)
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {verdict.message}", flush=True)
     if verdict.requeue is None:
@@ -144,12 +150,14 @@ def _submitted() -> tuple[Path, list[Stage], Mapping[Why, int]]:
     run_dir, token = Path(os.environ["TIGAN_RUN_DIR"]), os.environ["TIGAN_BATCH"]
     record = read_batch(paths.batch(run_dir, token))
     unit = record.units[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
+    # What keeps nothing when it stops would start from nothing each time.
+    keeps = record.stage not in ("evaluate", "report")
     limits: dict[Why, int] = {
-        "stopped": record.max_requeues,
+        "stopped": record.max_requeues if keeps else record.max_retries,
         "died": record.max_retries,
         "unhealthy": record.max_retries,
     }
-    return run_dir, look(record, unit, run_dir), limits
+    return run_dir, look(record, unit, run_dir, _restarts()), limits
 
 
 def _by_hand() -> tuple[Path, list[Stage], Mapping[Why, int]]:
@@ -157,18 +165,27 @@ def _by_hand() -> tuple[Path, list[Stage], Mapping[Why, int]]:
     stage_dir = Path(os.environ["TIGAN_STAGE_DIR"])
     frozen = read_frozen(stage_dir)
     name = paths.node_name(frozen.stage, frozen.point)
-    stage = _look_at(stage_dir, name, frozen.science_hash)
+    attempt = max(1, progress.attempts(stage_dir))
+    stage = _look_at(stage_dir, name, frozen.science_hash, attempt)
     return paths.run_dir_of(stage_dir, frozen.point), [stage], _LIMITS_BY_HAND
 
 
-def _job_state(job: str) -> str:
-    """The JobState of `scontrol show job`; RUNNING where Slurm cannot be asked."""
-    try:
-        shown = _scontrol("show", "job", job)
-    except (OSError, subprocess.SubprocessError):
-        return "RUNNING"
-    found = re.search(r"JobState=(\w+)", shown)
-    return found.group(1) if found else "RUNNING"
+def _restarts() -> int:
+    """How often Slurm has started this job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _job_state(job: str, tries: int = 1) -> str:
+    """The JobState of `scontrol show job`; UNKNOWN where Slurm does not answer."""
+    for attempt in range(tries):
+        try:
+            found = re.search(r"JobState=(\w+)", _scontrol("show", "job", job))
+            return found.group(1) if found else "UNKNOWN"
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"scontrol show job {job}: {_said(error)}", flush=True)
+            if attempt < tries - 1:
+                time.sleep(_TRY_EVERY_S)
+    return "UNKNOWN"
 
 
 def _requeue(job: str, exclude: Sequence[str]) -> bool:
@@ -179,10 +196,11 @@ def _requeue(job: str, exclude: Sequence[str]) -> bool:
             break
         except (OSError, subprocess.SubprocessError) as error:
             print(f"scontrol requeue {job}: {_said(error)}", flush=True)
-            if "pending" in _said(error).lower():  # the end of the grace time was quicker
-                break
-            if attempt < _TRIES - 1:
-                time.sleep(_TRY_EVERY_S)
+        if attempt < _TRIES - 1:
+            time.sleep(_TRY_EVERY_S)
+        # Requeued by the end of the grace time, or cancelled meanwhile: not ours any more.
+        if _job_state(job) not in (*_STILL_RUNNING, "UNKNOWN"):
+            break
     else:
         return False
     if exclude:
@@ -201,15 +219,30 @@ def _cancel_dependents(run_dir: Path, job: str) -> None:
 
     The report waits for the end of all of it; one failed point must not keep it from being made.
     """
-    waiting = dependents(load_batches(run_dir), job)
-    if not waiting:
+    token = os.environ.get("TIGAN_BATCH")
+    if not token:  # a stage by hand: nothing was submitted behind it
         return
-    command = ["scancel", "--quiet", "--state=PENDING", *waiting]
-    try:
-        subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        print(f"cancelled what waits for it: {', '.join(waiting)}", flush=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        print(f"could not cancel what waits for it: {_said(error)}", flush=True)
+    _wait_for_driver(run_dir)
+    records = [record for record in load_batches(run_dir) if record.token >= token]
+    waiting: dict[str, list[str]] = {}
+    for dependent in dependents(records, job):
+        waiting.setdefault(dependent.partition("_")[0], []).append(dependent)
+    for ids in reversed(waiting.values()):  # the last first: else its turn might come
+        command = ["scancel", "--quiet", "--state=PENDING", *ids]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            said = done.stderr.strip()  # none where they are gone already
+        except (OSError, subprocess.SubprocessError) as error:
+            said = _said(error)
+        how = f"could not cancel ({said})" if said else "cancelled"
+        print(f"{how} what waits for it: {', '.join(ids)}", flush=True)
+
+
+def _wait_for_driver(run_dir: Path) -> None:
+    """Let a driver that is still submitting come to its end, to know all that waits."""
+    end = time.monotonic() + _WAIT_FOR_DRIVER_S
+    while (run_dir / paths.LOCK).exists() and time.monotonic() < end:
+        time.sleep(1.0)
 
 
 def _exclude(job: str, nodes: Sequence[str]) -> None:

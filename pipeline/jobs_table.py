@@ -17,7 +17,7 @@ from pipeline.stale import State
 from pipeline.status import align
 
 _LISTED = 12  # points of one stage and state that are listed one by one
-_NAME_WIDTH = 23
+_NAME_WIDTH = 22
 
 
 def submission_table(plan: Plan, todo: Sequence[Batch], profile: SlurmProfile) -> list[str]:
@@ -104,13 +104,16 @@ def rows(
 ) -> list[Row]:
     """One row per node."""
     latest = batches.latest_jobs(records)
-    live = {name: seen.queue[job] for name, (job, _) in latest.items() if job in seen.queue}
+    in_queue = batches.live_jobs(records, seen.queue)
+    live = {name: seen.queue[job] for name, (job, _) in in_queue.items()}
     stuck = _stuck(graph, states, live, latest)
     found = []
     for name, node in graph.items():
         job = latest[name][0] if name in latest else ""
         ended = (seen.ended or {}).get(job)
         state, note = _state(run_dir / name, states[name], live.get(name), ended, job)
+        if state == "ended":
+            note += f" (log: {paths.slurm_dir(run_dir) / job}.log)"
         if name in stuck:
             state, note = "blocked", f"can never run: needs {stuck[name]}"
         found.append(_row(node, run_dir / name, state, note, job, live.get(name)))
@@ -196,7 +199,7 @@ def status_lines(found: Sequence[Row], records: Sequence[BatchRecord], seen: See
     listed, summed = _fold(found)
     table = [["stage", "state", "job", "images", "ETA", "saved", "re"]]
     for row in listed:
-        name = row.name if len(row.name) <= _NAME_WIDTH else f"{row.name[:9]}…{row.name[-13:]}"
+        name = row.name if len(row.name) <= _NAME_WIDTH else f"{row.name[:9]}…{row.name[-12:]}"
         cells = [row.job, row.images, row.eta, row.saved, str(row.restarts)]
         table.append([name, row.state, *cells])
     lines = align(table)

@@ -43,7 +43,7 @@ def parameters(
     """The parameters that submitit turns into an sbatch file."""
     layout = profile.layout(record.stage)
     given: dict[str, Any] = {
-        "job_name": f"tigan-{record.stage}",
+        "job_name": batches.job_name(record.stage),
         "partition": profile.partition,
         "account": account,
         "time": layout.time_min,
@@ -88,6 +88,7 @@ def _setup(record: BatchRecord, profile: SlurmProfile, run_dir: Path) -> list[st
         "set -e",  # else a job goes on, and ends well, after a source that failed
         f"cd {shlex.quote(str(Path.cwd()))}",
         *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
+        'source "$TIGAN_ROOT/slurm/end.sh"',  # first: it sees to an environment file that fails
         f"source {shlex.quote(str(profile.environment_path))}",
         'source "$TIGAN_ROOT/slurm/job.sh"',
     ]

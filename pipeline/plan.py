@@ -243,6 +243,7 @@ def freeze(plan: Plan, node: Node, profile: Profile) -> Path:
                 threads=resources.threads,
                 processes=resources.processes,
                 health_check_s=resources.health_check_s,
+                gpu=resources.gpu,
             ),
             inputs=inputs,
             weights=weights_digest(pretrained) if pretrained else None,

@@ -16,20 +16,24 @@ from pipeline.config import StageName, config_path
 class Resources:
     """What a node of the graph is run with.
 
-    Ranks, threads per rank, processes of a rendering, slots taken, and how many seconds the ranks
-    wait for each other in the health check at the start (0: no check).
+    Ranks, threads per rank, processes of a rendering, slots taken, whether every rank must have a
+    GPU, and how many seconds the ranks wait for each other at the start (0: no check).
     """
 
     ranks: int = 1
     threads: int = 1
     processes: int = 1
     slots: int = 1
+    gpu: bool = False
     health_check_s: int = 0
 
 
 def _is_single(stage: StageName) -> bool:
     """Whether a stage is one process by its nature."""
     return stage.startswith("render_") or stage == "report"
+
+
+_LEARNING = ("segmenter", "gan", "finetune", "evaluate")
 
 
 class StageResources(StrictModel):
@@ -100,6 +104,23 @@ class SlurmLayout(StrictModel):
         return self
 
 
+# Options of sbatch that the driver itself gives -> the key of the profile to use instead.
+_OWN_OPTIONS = {
+    "account": "account",
+    "cpus-per-task": "cpus_per_task",
+    "gres": "gpus_per_node",
+    "nodes": "nodes",
+    "ntasks-per-node": "tasks_per_node",
+    "partition": "partition",
+    "signal": "signal_delay_s",
+    "time": "time_min",
+    **dict.fromkeys(
+        ("array", "comment", "dependency", "error", "job-name", "open-mode", "output", "requeue"),
+        "none: the driver lives by it",
+    ),
+}
+
+
 class SlurmProfile(SlurmLayout):
     """`configs/partitions/NAME.yaml` of a partition of a Slurm cluster."""
 
@@ -167,6 +188,7 @@ class SlurmProfile(SlurmLayout):
             ranks=ranks,
             threads=layout.cpus_per_task,
             processes=layout.processes,
+            gpu=stage in _LEARNING and layout.gpus_per_node > 0,
             health_check_s=self.health_check_s,
         )
 
@@ -177,6 +199,13 @@ class SlurmProfile(SlurmLayout):
         return path.resolve() if "/" in self.environment else REPO_ROOT / "slurm" / path
 
     @model_validator(mode="after")
+    def _options_are_free(self) -> "SlurmProfile":
+        for option in self.sbatch:
+            if own := _OWN_OPTIONS.get(option.replace("_", "-")):
+                raise ValueError(f"sbatch: {option}: not here; the key of the profile is {own}")
+        return self
+
+    @model_validator(mode="after")
     def _stages_fit(self) -> "SlurmProfile":
         for stage in get_args(StageName):
             try:
@@ -184,6 +213,13 @@ class SlurmProfile(SlurmLayout):
             except ValidationError as error:
                 what = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"stages.{stage}: {what}") from None
+            per_node = max(layout.tasks_per_node, layout.points_per_node)
+            if stage in _LEARNING and 0 < layout.gpus_per_node < per_node:
+                raise ValueError(
+                    f"stages.{stage}: {per_node} ranks on a node (tasks_per_node, "
+                    f"points_per_node), but gpus_per_node is {layout.gpus_per_node}; expected at "
+                    "most one rank per GPU"
+                )
             if self.signal_delay_s >= 60 * layout.time_min:
                 raise ValueError(
                     f"signal_delay_s: {self.signal_delay_s} leaves {stage} no time to work: its "

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--follow",
         action="store_true",
-        help="with --status: again every few seconds (--stage always shows how far it is)",
+        help="with --status, or on Slurm with --stage: show it again and again until all has ended",
     )
     p.add_argument(
         "--force",
@@ -86,7 +86,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0: all is done. 1: a stage failed. 2: the command, a config or the data are not right.
+    0: all is done (on Slurm: submitted). 1: a stage failed. 2: the command, a config or the data
+    are not right.
     130: stopped by Ctrl-C or a signal; the same command goes on from there.
     """
     args = _parse(arguments)

@@ -29,6 +29,7 @@ class Queued:
     reason: str
     restarts: int
     comment: str
+    name: str = ""
 
     @property
     def is_pending(self) -> bool:
@@ -100,7 +101,7 @@ def _run(*command: str) -> str:
     return result.stdout
 
 
-_QUEUE_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "Comment")
+_QUEUE_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "Comment", "Name")
 
 
 def queue() -> dict[str, Queued]:
@@ -118,10 +119,10 @@ def parse_queue(text: str) -> dict[str, Queued]:
     """`squeue --Format` output with columns of 200 characters."""
     jobs = {}
     for line in text.splitlines():
-        cells = [line[start : start + 200].strip() for start in range(0, 1000, 200)]
+        cells = [line[start : start + 200].strip() for start in range(0, 1200, 200)]
         if cells[0]:
             restarts = int(cells[3]) if cells[3].isdigit() else 0
-            jobs[cells[0]] = Queued(cells[1], cells[2], restarts, cells[4])
+            jobs[cells[0]] = Queued(cells[1], cells[2], restarts, cells[4], cells[5])
     return jobs
 
 

@@ -86,6 +86,7 @@ def run_stage(stage_dir: Path) -> None:
     run_dir = paths.run_dir_of(stage_dir, frozen.point)
     _verify_hash(frozen)
     inputs, digests = find_inputs(frozen, run_dir)
+    _refuse_if_superseded(stage_dir)
     first = env_rank() == 0
     record = read_done(stage_dir, frozen.science_hash)
     if record is not None and record.inputs == digests:
@@ -278,7 +279,9 @@ def _run_learning(
         preemption.install()
     launch = frozen.launch
     try:
-        with distributed.session(launch.threads, health_check_s=launch.health_check_s) as group:
+        with distributed.session(
+            launch.threads, health_check_s=launch.health_check_s, needs_gpu=launch.gpu
+        ) as group:
             result = _LEARNING[frozen.stage](job)
             ignore_signals()
             if group.is_first:

@@ -30,16 +30,17 @@ def reconcile(
     that is not done has a job that is kept, for which it waits. A running one is never cancelled,
     but for a report of which parts are only being submitted.
     """
-    latest = batches.latest_jobs(records)
-    jobs = {n: job for n, (job, _) in latest.items() if job in queue and n in plan.todo}
+    live = batches.live_jobs(records, queue)
+    jobs = {name: job for name, (job, _) in live.items() if name in plan.todo}
     waits = _Waits(plan, jobs)
     found = Reconciled()
     while True:  # a job that several points share is kept for all of them, or for none
         before = dict(found.cancel)
-        found = _reconcile_jobs(plan, latest, queue, jobs, waits, before)
+        found = _reconcile_jobs(plan, live, queue, jobs, waits, before)
         if found.cancel == before:
             break
-    _reconcile_report(plan, latest, queue, found)
+    _reconcile_report(plan, live, found)
+    _drop_unplanned(plan, live, queue, found)
     for job, queued in queue.items():
         token = queued.comment.removeprefix("tigan:")
         if any(record.token == token and record.job is None for record in records):
@@ -50,7 +51,7 @@ def reconcile(
 
 def _reconcile_jobs(
     plan: Plan,
-    latest: Mapping[str, tuple[str, BatchRecord]],
+    live: Mapping[str, tuple[str, BatchRecord]],
     queue: Mapping[str, Queued],
     jobs: Mapping[str, str],
     waits: "_Waits",
@@ -62,7 +63,10 @@ def _reconcile_jobs(
         job = jobs.get(name)
         if job is None or plan.graph[name].stage == "report" or job in found.cancel:
             continue
-        why = _misfit(plan, name, latest[name][1], queue[job], found.keep, waits)
+        if queue[job].state == "COMPLETING":  # cancelled, failed, or about to be requeued
+            found.problems.append(f"{name}: job {job} is just ending; try again in a minute")
+            continue
+        why = _misfit(plan, name, live[name][1], queue[job], found.keep, waits)
         if not why:
             found.keep[name] = job
         elif queue[job].is_pending:
@@ -128,16 +132,13 @@ def _ids(dependency: str) -> list[str]:
 
 
 def _reconcile_report(
-    plan: Plan,
-    latest: Mapping[str, tuple[str, BatchRecord]],
-    queue: Mapping[str, Queued],
-    found: Reconciled,
+    plan: Plan, live: Mapping[str, tuple[str, BatchRecord]], found: Reconciled
 ) -> None:
     """The report waits for all that is under way: with new jobs, it is submitted anew."""
     for name in (n for n in plan.todo if plan.graph[n].stage == "report"):
-        job, record = latest.get(name, ("", None))
-        if record is None or job not in queue:
+        if name not in live:
             continue
+        job, record = live[name]
         others = {n for n in plan.todo if n != name}
         waits_for = {job.partition("_")[0] for job in _ids(record.dependency)}
         is_whole = all(
@@ -148,6 +149,25 @@ def _reconcile_report(
             found.keep[name] = job
         else:
             found.cancel[job] = f"{name}: what it shows is still being submitted"
+
+
+def _drop_unplanned(
+    plan: Plan,
+    live: Mapping[str, tuple[str, BatchRecord]],
+    queue: Mapping[str, Queued],
+    found: Reconciled,
+) -> None:
+    """Cancel what waits for points that the configuration no longer has."""
+    planned = {job for name, (job, _) in live.items() if name in plan.graph}
+    for name, (job, _) in live.items():
+        if job in planned:
+            continue
+        if queue[job].is_pending:
+            found.cancel[job] = f"{name}: no longer in the configuration"
+        else:
+            plan.warnings.append(
+                f"{name}: job {job} runs on, though no longer in the configuration"
+            )
 
 
 def problems(plan: Plan, profile: SlurmProfile, account: str | None) -> list[str]:
@@ -204,9 +224,8 @@ def strangers(plan: Plan, records: Sequence[BatchRecord], queue: Mapping[str, Qu
     for name in plan.todo:
         folder = plan.run_dir / name
         job = progress.read_state(folder).get("job")
-        if not progress.is_running(folder) or (
-            job is not None and (job in own or job not in queue)
-        ):
+        is_gone = job is not None and (job in own or job not in queue)
+        if is_gone or not progress.is_running(folder):
             continue
         how = "--partition local" if job is None else "slurm/stage.sbatch"
         found.append(
@@ -266,9 +285,18 @@ def _size(batch: Batch) -> str:
 
 def cancel_run(run_dir: Path) -> list[str]:
     """Cancel all jobs of a run that Slurm still has; returns their ids. Raises `SlurmError`."""
-    records = batches.load_batches(run_dir)
-    tokens = {record.token for record in records}
-    queue = slurm.queue()
-    live = [job for job, q in queue.items() if q.comment.removeprefix("tigan:") in tokens]
+    live = jobs_in_queue(run_dir)
     slurm.cancel(sorted({job.partition("_")[0] for job in live}))
     return live
+
+
+def jobs_in_queue(run_dir: Path) -> list[str]:
+    """The ids of all jobs of a run that Slurm still has. Raises `SlurmError`."""
+    records, queue = batches.load_batches(run_dir), slurm.queue()
+    tokens = {batches.comment(record.token) for record in records}
+    own = {job: record for record in records for job in record.job_ids().values()}
+    return [
+        job
+        for job, queued in queue.items()
+        if queued.comment in tokens or (job in own and batches.is_job_of(own[job], queued))
+    ]

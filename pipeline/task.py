@@ -74,7 +74,7 @@ def rank_environment(rank: int, world_size: int, environment: dict[str, str]) ->
                 f"MASTER_ADDR: the name {host!r} of the first node does not resolve on "
                 f"{socket.gethostname()} ({error}); correct host_suffix in the partition profile "
                 "(JUWELS: i; elsewhere usually empty)"
-            ) from None
+            ) from error
     return environment | added
 
 
@@ -86,7 +86,9 @@ def become_stage(stage_dir: Path, rank: int, world_size: int) -> NoReturn:
         from pipeline import progress
 
         print(f"error: {stage_dir.name} (rank {rank}): {error}", file=sys.stderr, flush=True)
-        progress.write_state(stage_dir, "failed", str(error), may_retry=False)
+        # A name service that is only slow to answer may do better on the next start.
+        is_slow = getattr(error.__cause__, "errno", None) == socket.EAI_AGAIN
+        progress.write_state(stage_dir, "failed", str(error), may_retry=is_slow)
         os._exit(1)
     # submitit's handlers end here. A signal that comes while Python starts anew must not be lost,
     # nor kill: it stays pending until the stage has handlers of its own.

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
-# Sourced by every job, after slurm/env_*.sh: by the batch scripts that the driver submits and by
-# the templates beside this file. Expects TIGAN_ROOT; with TIGAN_BATCH (the driver's jobs) or
-# TIGAN_STAGE_DIR (stage.sbatch) set, it also sees to the end of the job.
+# Sourced by every job after end.sh and the environment file: threads, and how the ranks meet.
+# Expects TIGAN_ROOT; TIGAN_HOST_SUFFIX is of the partition profile or the environment file.
 
 export PYTHONPATH="$TIGAN_ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
@@ -12,22 +11,9 @@ export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit sb
 # Rendezvous of the ranks. Jobs may share a host, so the port follows from the job's id; a job that
 # was requeued takes the next one.
 TIGAN_NODES="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')"
-TIGAN_JOB="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
-export TIGAN_NODES TIGAN_JOB="${TIGAN_JOB:-$SLURM_JOB_ID}"
+export TIGAN_NODES
 export MASTER_ADDR="${TIGAN_NODES%% *}${TIGAN_HOST_SUFFIX:-}"
 export MASTER_PORT="$((12000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))"
 
-# A trap that does nothing: the shell must outlive a signal, to act when srun has ended.
-trap : TERM INT USR1 USR2
-
-tigan_end() {
-    local code=$?
-    trap - EXIT
-    "$TIGAN_PYTHON" -m pipeline.epilogue "$code"
-    exit $?
-}
-if [ -n "${TIGAN_BATCH:-}${TIGAN_STAGE_DIR:-}" ]; then
-    trap tigan_end EXIT
-fi
-
+TIGAN_READY=1 # tells end.sh that the environment was no trouble
 echo "$(date +%FT%T) job $TIGAN_JOB, start ${SLURM_RESTART_COUNT:-0}, on $TIGAN_NODES"

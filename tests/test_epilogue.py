@@ -221,7 +221,10 @@ def test_wrong_input_fails_at_once(job: Job, commands: Commands) -> None:
     assert commands.calls("scontrol") == ["show job 104"] and job.requeued() == []
 
 
-def test_failure_of_an_earlier_attempt_does_not_count(job: Job) -> None:
+def test_failure_of_an_earlier_attempt_does_not_count(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     progress.write_state(job.begin("gan"), "failed", "no such file", may_retry=False)
     job.begin("gan", attempts=2)
     assert epilogue.main(["137"]) == 75
@@ -283,7 +286,8 @@ def test_requeue_that_is_refused_is_tried_five_times(
         says=shown(),
     )
     assert epilogue.main(["1"]) == 75
-    assert commands.calls("scontrol") == ["show job 104", *["requeue 104"] * 5]
+    # Asked before each try: a job that was cancelled meanwhile must not be brought back.
+    assert commands.calls("scontrol") == ["show job 104", "requeue 104"] * 5 + ["show job 104"]
     out = capsys.readouterr().out
     assert out.count("scontrol requeue 104: Unable to contact slurm controller") == 5
     assert "give the driver's command again" in out.splitlines()[-1]
@@ -296,12 +300,23 @@ def test_requeue_that_works_on_the_third_try_is_enough(job: Job, commands: Comma
     assert commands.calls("scontrol").count("requeue 104") == 3
 
 
-def test_silent_scheduler_is_taken_for_one_in_which_the_job_runs(
-    job: Job, commands: Commands
-) -> None:
+def test_silent_scheduler_is_asked_again_and_then_left_alone(job: Job, commands: Commands) -> None:
     commands.add("scontrol", '[ "$1" = show ] && exit 1')
-    assert epilogue.main(["1"]) == 75
-    assert "requeue 104" in commands.calls("scontrol")
+    assert epilogue.main(["1"]) == 1  # it may be that the job was cancelled
+    assert commands.calls("scontrol") == ["show job 104"] * 5
+
+
+def test_job_that_is_cancelled_between_two_tries_stays_cancelled(
+    job: Job, commands: Commands, tmp_path: Path
+) -> None:
+    tried = tmp_path / "tried"
+    commands.add(
+        "scontrol",
+        f'[ "$1" = requeue ] && {{ touch {tried}; echo "no answer" >&2; exit 1; }}\n'
+        f'[ -f {tried} ] && echo "JobState=COMPLETING" || echo "JobState=RUNNING"',
+    )
+    epilogue.main(["1"])
+    assert commands.calls("scontrol").count("requeue 104") == 1
 
 
 def test_signals_are_ignored(job: Job) -> None:
@@ -350,11 +365,12 @@ def test_failed_job_cancels_what_waits_for_it(
     assert epilogue.main(["1"]) == 1
     jobs = jobs_of(batches.load_batches(chain.run_dir))
     of_the_seed = [n for n in jobs if "gan.seed=1" in n and not n.startswith("gan")]
-    (call,) = commands.calls("scancel")
+    calls = [call.split() for call in commands.calls("scancel")]
     # Waiting ones only: what has begun does not wait.
-    flags, lost = call.split()[:2], call.split()[2:]
-    assert flags == ["--quiet", "--state=PENDING"]
+    assert all(call[:2] == ["--quiet", "--state=PENDING"] for call in calls)
+    lost = [job for call in calls for job in call[2:]]
     assert len(of_the_seed) == 3 and set(lost) == {jobs[name] for name in of_the_seed}
+    assert lost == sorted(lost, reverse=True)  # the last first: else its turn might come
     assert "cancelled what waits for it" in capsys.readouterr().out
 
 
@@ -379,7 +395,10 @@ def test_failed_cancellation_changes_no_exit_code(
     commands.add("scancel", 'echo "scancel: error: Access denied" >&2; exit 1')
     progress.write_state(chain.begin("gan/gan.seed=1"), "failed", "no file", may_retry=False)
     assert epilogue.main(["9"]) == 9
-    assert "could not cancel what waits for it: scancel: error" in capsys.readouterr().out
+    assert (
+        "could not cancel (scancel: error: Access denied) what waits for it"
+        in capsys.readouterr().out
+    )
 
 
 def test_stage_by_hand_is_judged_by_its_frozen_config(

@@ -154,6 +154,19 @@ def test_signal_has_to_leave_time_to_work(tmp_path: Path, text: str) -> None:
     assert "signal_delay_s: " in refused(tmp_path, GIVEN + text + "\n")
 
 
+@pytest.mark.parametrize("option", ["comment: mine", "requeue: false", "ntasks_per_node: 2"])
+def test_options_that_the_driver_lives_by_are_not_for_the_profile(
+    tmp_path: Path, option: str
+) -> None:
+    said = refused(tmp_path, GIVEN + f"sbatch: {{{option}}}\n")
+    assert f"sbatch: {option.partition(':')[0]}: not here" in said
+
+
+def test_no_more_ranks_than_gpus(tmp_path: Path) -> None:
+    said = refused(tmp_path, GIVEN + "gpus_per_node: 4\ntasks_per_node: 8\n")
+    assert "8 ranks on a node" in said and "gpus_per_node is 4" in said
+
+
 def test_signal_just_before_the_end_is_fine(tmp_path: Path) -> None:
     assert slurm_profile(time_min=5, signal_delay_s=299).signal_delay_s == 299
 

@@ -75,7 +75,7 @@ def test_queue_is_one_command_for_this_user(commands: Commands) -> None:
     assert words[words.index("--user") + 1] == str(os.getuid())
     assert {"--noheader", "--array"} <= set(words)
     assert words[words.index("--Format") + 1] == (
-        "JobArrayID:200,State:200,Reason:200,RestartCnt:200,Comment:200"
+        "JobArrayID:200,State:200,Reason:200,RestartCnt:200,Comment:200,Name:200"
     )
 
 

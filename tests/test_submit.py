@@ -84,9 +84,37 @@ def test_running_job_of_another_configuration_is_a_problem(tmp_path: Path) -> No
     assert job not in found.cancel and "gan" not in found.keep
 
 
-@pytest.mark.parametrize(
-    "begun", [{"state": "RUNNING"}, {"state": "COMPLETING"}, {"state": "PENDING", "restarts": 1}]
-)
+def test_job_that_is_just_ending_is_neither_kept_nor_doubled(tmp_path: Path) -> None:
+    plan = slurm_plan(tiny_run(), tmp_path)
+    records = submitted(plan)
+    job = jobs_of(records)["gan"]
+    found = reconcile(plan, records, {job: queued(state="COMPLETING")})
+    assert "gan" not in found.keep
+    assert found.problems == [f"gan: job {job} is just ending; try again in a minute"]
+
+
+def test_job_of_another_run_with_the_same_id_is_not_ours(tmp_path: Path) -> None:
+    """A cluster that is set up anew counts its jobs from 1 again."""
+    plan = slurm_plan(tiny_run(), tmp_path)
+    records = submitted(plan)
+    job = jobs_of(records)["gan"]
+    stranger = queued(state="RUNNING", comment="tigan:0003-evaluate-12345678")
+    assert reconcile(plan, records, {job: stranger}) == submit.Reconciled()
+    by_name = queued(state="RUNNING", comment="set by the site", name="somebody-else")
+    assert reconcile(plan, records, {job: by_name}) == submit.Reconciled()
+
+
+def test_jobs_of_points_that_are_gone_are_cancelled(tmp_path: Path) -> None:
+    sweep = [{"gan.seed": [0, 1]}]
+    records = submitted(slurm_plan(tiny_run(sweep), tmp_path))
+    fewer = slurm_plan(tiny_run(), tmp_path)
+    found = reconcile(fewer, records, waiting(records))
+    gone = jobs_of(records)["gan/gan.seed=1"]
+    assert found.cancel[gone] == "gan/gan.seed=1: no longer in the configuration"
+    assert jobs_of(records)["gan"] not in found.cancel
+
+
+@pytest.mark.parametrize("begun", [{"state": "RUNNING"}, {"state": "PENDING", "restarts": 1}])
 def test_job_that_has_begun_goes_on_whatever_its_inputs_do(
     tmp_path: Path, begun: dict[str, object]
 ) -> None:

@@ -50,20 +50,26 @@ def group() -> Group:
 
 @contextmanager
 def session(
-    threads: int = 1, timeout_min: float = 10.0, health_check_s: int = 0
+    threads: int = 1,
+    timeout_min: float = 10.0,
+    health_check_s: int = 0,
+    needs_gpu: bool = False,
 ) -> Iterator[Group]:
     """Join the ranks that the launcher describes in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
 
     One GPU per rank by LOCAL_RANK where CUDA is there, else the CPU with `threads` threads. With
     `health_check_s`, the ranks first show within so many seconds that they compute and reach each
-    other. Raises ValueError where a node has fewer GPUs than ranks, `UnhealthyNodes` where that
-    check fails.
+    other. Raises ValueError where a node has fewer GPUs than ranks; `UnhealthyNodes` where that
+    check fails, or where a GPU that `needs_gpu` asks for is not there.
     """
     global _group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)  # OpenCV takes all cores otherwise, whatever OMP_NUM_THREADS says
-    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if needs_gpu:
+        _require_gpu(local_rank)
+    device = _device(local_rank)
     if device.type == "cpu":
         # On GPUs some of our kernels have no deterministic form; there, only state is exact.
         torch.use_deterministic_algorithms(True)
@@ -159,8 +165,20 @@ def _check_reduction(device: torch.device, patience: timedelta) -> None:
 def _node_of(rank: int) -> str:
     """The node of a rank, by the launcher's list (ranks are dealt out in blocks)."""
     nodes = os.environ.get("TIGAN_NODES", "").split()
-    per_node = -(-int(os.environ["WORLD_SIZE"]) // max(1, len(nodes)))
+    per_node = -(-int(os.environ.get("WORLD_SIZE", "1")) // max(1, len(nodes)))
     return nodes[rank // per_node] if nodes else socket.gethostname()
+
+
+def _require_gpu(local_rank: int) -> None:
+    """Raise `UnhealthyNodes` where this rank has no GPU: training on CPUs would waste the job."""
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= seen:
+        node = _node_of(int(os.environ.get("RANK", "0")))
+        raise UnhealthyNodes(
+            f"{node}: PyTorch {torch.__version__} sees {seen} GPUs, rank {local_rank} of the node "
+            "needs one; a lost GPU or driver, or a PyTorch without CUDA",
+            [node],
+        )
 
 
 def _device(local_rank: int) -> torch.device:
