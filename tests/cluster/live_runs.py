@@ -86,8 +86,8 @@ class SlurmRun:
         found = {}
         for path in sorted((self.run_dir / "slurm").glob("[0-9]*.json")):
             record = json.loads(path.read_text())
-            for number, unit in enumerate(record["units"]):
-                job = record["job"]
+            job = record["job"]
+            for number, unit in enumerate(record["units"] if job else []):
                 element = f"{job}_{number}" if len(record["units"]) > 1 else job
                 found.update(dict.fromkeys(unit, element))
         return found

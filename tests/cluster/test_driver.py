@@ -177,6 +177,26 @@ def test_sick_node_is_excluded(plain: Cluster, new_run: NewRun, tmp_path: Path) 
     assert [number for number, _ in starts] == ["0", "1"] and "jwb0002" not in starts[1][1]
 
 
+def test_environment_file_that_fails(plain: Cluster, new_run: NewRun, tmp_path: Path) -> None:
+    """Such as a module that is not there: the log says so, and nothing waits for ever."""
+    path = tmp_path / "env.sh"
+    path.write_text("false\n")
+    run = new_run(plain, environment=str(path), max_retries=0)
+    run.drive("--stage", "all")
+    run.wait_until(lambda: list(run.queue()) in ([], [run.jobs()["report"]]), "the rest has ended")
+    assert "the environment file (slurm/env_*.sh) ended with exit code 1" in run.batch_log("gan")
+    assert f"{run.jobs()['gan']}.log" in run.drive("--status")
+
+
+def test_rank_without_its_gpu_does_not_train_on_the_cpu(plain: Cluster, new_run: NewRun) -> None:
+    run = new_run(plain, gpus_per_node=4)  # the cluster's GPUs are names only
+    run.drive("--stage", "gan")
+    run.wait_until(lambda: run.requeues("gan") == ["unhealthy"], "the job was requeued")
+    assert "sees 0 GPUs" in run.state("gan")["message"]
+    run.wait_until(lambda: "excluded from now on" in run.batch_log("gan"), "without that node")
+    assert run.checkpoints("gan") == []
+
+
 def test_odd_path_and_no_accounting(plain: Cluster, new_run: NewRun) -> None:
     run = new_run(plain, 'it\'s a "run" $HOME & more')
     run.drive("--stage", "gan")
