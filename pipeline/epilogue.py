@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -239,10 +240,14 @@ def _cancel_dependents(run_dir: Path, job: str) -> None:
 
 
 def _wait_for_driver(run_dir: Path) -> None:
-    """Let a driver that is still submitting come to its end, to know all that waits."""
-    end = time.monotonic() + _WAIT_FOR_DRIVER_S
-    while (run_dir / paths.LOCK).exists() and time.monotonic() < end:
-        time.sleep(1.0)
+    """Let a driver that is still submitting come to its end, to know all that waits.
+
+    A lock that is older than any submission takes is of a driver that was killed.
+    """
+    lock = run_dir / paths.LOCK
+    with suppress(FileNotFoundError):
+        while time.time() - lock.stat().st_mtime < _WAIT_FOR_DRIVER_S:
+            time.sleep(1.0)
 
 
 def _exclude(job: str, nodes: Sequence[str]) -> None:

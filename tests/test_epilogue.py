@@ -1,5 +1,6 @@
 """The end of a job: done, requeued or failed, and what is done about it."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -387,6 +388,37 @@ def test_finished_job_cancels_nothing(chain: Job, commands: Commands) -> None:
     finish(chain.plan, chain.plan.graph["gan/gan.seed=1"])
     assert epilogue.main(["1"]) == 0
     assert commands.calls("scancel") == []
+
+
+def test_driver_that_is_still_submitting_is_waited_for(
+    chain: Job, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it submits meanwhile waits for the failed job too."""
+    lock = chain.run_dir / paths.LOCK
+    lock.touch()
+    called = []
+
+    def driver_ends(seconds: float) -> None:
+        called.append(commands.calls("scancel"))
+        lock.unlink(missing_ok=True)
+
+    monkeypatch.setattr(epilogue.time, "sleep", driver_ends)
+    progress.write_state(chain.begin("gan/gan.seed=1"), "failed", "no file", may_retry=False)
+    assert epilogue.main(["1"]) == 1
+    assert called[0] == [] and commands.calls("scancel")
+
+
+def test_lock_of_a_driver_that_was_killed_is_not_waited_for(
+    chain: Job, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = chain.run_dir / paths.LOCK
+    lock.touch()
+    os.utime(lock, (0, 0))
+    slept: list[float] = []
+    monkeypatch.setattr(epilogue.time, "sleep", slept.append)
+    progress.write_state(chain.begin("gan/gan.seed=1"), "failed", "no file", may_retry=False)
+    assert epilogue.main(["1"]) == 1
+    assert commands.calls("scancel") and 1.0 not in slept
 
 
 def test_failed_cancellation_changes_no_exit_code(
