@@ -24,7 +24,6 @@ class BatchRecord(StrictModel):
     first_attempts: dict[str, int] = Field(description="node -> number of its next attempt")
     dependency: str = Field(description="sbatch --dependency, as it was")
     shares_node: bool = Field(description="whether each task runs a point of its own")
-    nodes: int = Field(ge=1, description="nodes of one job")
     max_requeues: int
     max_retries: int
     submitted: str = Field(description="when, ISO 8601")

@@ -30,7 +30,6 @@ def record_of(
         first_attempts={name: attempts(plan.run_dir / name) + 1 for name in batch.nodes},
         dependency=after,
         shares_node=layout.points_per_node > 1,
-        nodes=layout.nodes,
         max_requeues=profile.max_requeues,
         max_retries=profile.max_retries,
         submitted=batches.now(),

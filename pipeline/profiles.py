@@ -33,7 +33,7 @@ def _is_single(stage: StageName) -> bool:
     return stage.startswith("render_") or stage == "report"
 
 
-_LEARNING = ("segmenter", "gan", "finetune", "evaluate")
+_ON_GPUS = ("segmenter", "gan", "finetune", "evaluate")
 
 
 class StageResources(StrictModel):
@@ -188,7 +188,7 @@ class SlurmProfile(SlurmLayout):
             ranks=ranks,
             threads=layout.cpus_per_task,
             processes=layout.processes,
-            gpu=stage in _LEARNING and layout.gpus_per_node > 0,
+            gpu=stage in _ON_GPUS and layout.gpus_per_node > 0,
             health_check_s=self.health_check_s,
         )
 
@@ -214,7 +214,7 @@ class SlurmProfile(SlurmLayout):
                 what = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(f"stages.{stage}: {what}") from None
             per_node = max(layout.tasks_per_node, layout.points_per_node)
-            if stage in _LEARNING and 0 < layout.gpus_per_node < per_node:
+            if stage in _ON_GPUS and 0 < layout.gpus_per_node < per_node:
                 raise ValueError(
                     f"stages.{stage}: {per_node} ranks on a node (tasks_per_node, "
                     f"points_per_node), but gpus_per_node is {layout.gpus_per_node}; expected at "

@@ -34,7 +34,6 @@ def record_of(stage: str = "segmenter", *units: list[str], **keys: Any) -> Batch
         "first_attempts": {},
         "dependency": "afterok:4711",
         "shares_node": False,
-        "nodes": 1,
         "max_requeues": 1,
         "max_retries": 1,
         "submitted": "2025-01-01T00:00:00+0100",
