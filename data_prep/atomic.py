@@ -52,3 +52,12 @@ def write_json(path: Path, value: Any) -> None:
     NaN and infinities are refused (ValueError): they are not JSON, and a browser stops at them.
     """
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file of ours; empty where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -240,7 +240,7 @@ class PackConfig(StrictModel):
     height: int = Field(ge=8, description="rows of the packed images (training resolution)")
     width: int = Field(ge=8, description="columns of the packed images")
     images_per_shard: int = Field(
-        default=256, ge=1, description="fixed, so that the bytes do not depend on the ranks"
+        default=64, ge=1, description="fixed, so that the bytes do not depend on the ranks"
     )
     val_images: int = Field(
         default=0,

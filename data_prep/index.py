@@ -1,8 +1,9 @@
 """`index.json` of a packed data set: which shards there are, what they hold, what made them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 from pydantic import Field, ValidationError
@@ -11,8 +12,10 @@ from data_prep.atomic import write_json
 from data_prep.config import PackConfig, StrictModel
 from data_prep.listing import SourceKind
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
+# Dataset -> offset of its first byte in the file, and number of bytes.
+Extents = Mapping[str, tuple[int, int]]
 
 
 class ShardError(ValueError):
@@ -33,7 +36,22 @@ class ShardEntry(StrictModel):
     file: str = Field(description="file name inside the packed directory")
     bytes: int = Field(ge=1, description="size of the file")
     xxh3_64: str = Field(description="digest of the whole file, 16 hex digits")
+    rest_xxh3_64: str = Field(
+        description="digest of the bytes outside `pixels`: HDF5's metadata, keys, digests, ..."
+    )
+    pixels: dict[str, tuple[int, int]] = Field(
+        description="dataset of pixels -> its offset in the file and its number of bytes; these "
+        "have a digest for every band of rows"
+    )
     keys: list[str] = Field(min_length=1, description="samples, in the order of the shard's rows")
+
+
+class SplitStatistics(StrictModel):
+    """What the packed pixels of a split are like."""
+
+    label_pixels: dict[str, int] = Field(description="label id -> number of pixels, 0 left out")
+    channel_mean: list[float] = Field(description="of red, green, blue; values in 0..1")
+    channel_std: list[float] = Field(description="standard deviation, the same way")
 
 
 class PackedIndex(StrictModel):
@@ -42,6 +60,7 @@ class PackedIndex(StrictModel):
     format_version: int
     recipe: Recipe
     splits: dict[str, list[ShardEntry]] = Field(description="split -> its shards, in order")
+    statistics: dict[str, SplitStatistics] = Field(description="split -> its statistics")
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -49,12 +68,61 @@ def _digest(content: dict[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode())
 
 
+def _update(digest: xxhash.xxh3_64, file: BinaryIO, begin: int, end: int | None) -> None:
+    """Add the bytes begin..end-1 of a file to a digest; to its end where `end` is None."""
+    file.seek(begin)
+    while begin != end:
+        block = file.read(4 << 20 if end is None else min(4 << 20, end - begin))
+        if not block:
+            break
+        digest.update(block)
+        begin += len(block)
+
+
 def file_digest(path: Path) -> str:
     """xxh3_64 of a whole file, as 16 hex digits."""
     digest = xxhash.xxh3_64()
     with path.open("rb") as file:
-        while block := file.read(8 << 20):
-            digest.update(block)
+        _update(digest, file, 0, None)
+    return digest.hexdigest()
+
+
+def seal(path: Path) -> str:
+    """Append the digest of all bytes, 8 bytes big-endian; returns the digest of the whole file.
+
+    A file that was sealed can be checked by itself, without an index. HDF5 takes no notice of
+    bytes after the end that it has recorded.
+    """
+    digest = xxhash.xxh3_64()
+    with path.open("r+b") as file:
+        _update(digest, file, 0, None)
+        end = digest.digest()
+        file.seek(0, 2)
+        file.write(end)
+    digest.update(end)
+    return digest.hexdigest()
+
+
+def sealed_digest(path: Path) -> str | None:
+    """The digest of the whole file, or None where its last 8 bytes are not that of the others."""
+    digest, size = xxhash.xxh3_64(), path.stat().st_size
+    with path.open("rb") as file:
+        _update(digest, file, 0, max(0, size - 8))
+        end = file.read(8)
+    if end != digest.digest():
+        return None
+    digest.update(end)
+    return digest.hexdigest()
+
+
+def rest_digest(path: Path, pixels: Extents) -> str:
+    """xxh3_64 of a file's bytes outside the extents `pixels`, as 16 hex digits."""
+    digest, begin = xxhash.xxh3_64(), 0
+    with path.open("rb") as file:
+        for offset, size in sorted(pixels.values()):
+            _update(digest, file, begin, offset)
+            begin = offset + size
+        _update(digest, file, begin, None)
     return digest.hexdigest()
 
 
@@ -75,7 +143,7 @@ def shard_name(split: str, number: int) -> str:
 
 def write_index(packed_dir: Path, index: PackedIndex) -> None:
     """Write `index.json`, which makes the packed set complete; atomic."""
-    content = index.model_dump()
+    content = json.loads(index.model_dump_json())  # tuples as lists, as they are read again
     write_json(packed_dir / INDEX_NAME, {**content, "index_xxh3_64": _digest(content)})
 
 

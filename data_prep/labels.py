@@ -4,6 +4,7 @@ Shards hold the source's own label ids; the class set is applied when a sample i
 packed set serves every class set.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -54,6 +55,22 @@ def regular_ids(class_set: ClassSet) -> UInt8:
             f"{', '.join(without)}; they cannot be scored by the official scorer"
         )
     return np.array([ids["cityscapes"][0] for ids in class_set.classes.values()], np.uint8)
+
+
+def class_shares(
+    label_pixels: Mapping[str, int], source: SourceKind, class_set: ClassSet
+) -> dict[str, float]:
+    """Share of all pixels, 0..1, of each class and, last, of what is 'ignored'.
+
+    `label_pixels`: label id of `source` -> pixels, as `index.json` of a packed set has them.
+    """
+    table = lookup_table(class_set, source)
+    counts = np.zeros(256)
+    for label, pixels in label_pixels.items():
+        counts[table[int(label)]] += pixels
+    counts /= max(counts.sum(), 1)
+    shares = {name: float(counts[index]) for index, name in enumerate(class_set.classes)}
+    return {**shares, "ignored": float(counts[IGNORED])}
 
 
 @lru_cache

@@ -12,6 +12,11 @@ import xxhash
 
 SourceKind = Literal["synthia", "cityscapes"]
 SHOWN = 3  # examples in an error message
+# Labelled images of the published data sets, split by split as they lie on disk.
+PUBLISHED_COUNTS: dict[SourceKind, dict[str, int]] = {
+    "synthia": {"train": 9400},
+    "cityscapes": {"train": 2975, "val": 500},
+}
 
 
 class SourceError(ValueError):
@@ -55,7 +60,36 @@ def list_source(kind: SourceKind, root: Path) -> Source:
         base, items = _list_synthia(root)
         return Source(kind, base, {"train": items})
     splits = {split: _list_cityscapes(root, split) for split in ("train", "val")}
+    twice = sorted({i.key for i in splits["train"]} & {i.key for i in splits["val"]})
+    if twice:
+        raise SourceError(
+            f"{root}: {len(twice)} images stand in both train and val ({shown(twice)}): scores on "
+            "val would be of images that were trained on; take them out of one of the two"
+        )
     return Source(kind, root, splits)
+
+
+def missing_images(source: Source) -> str:
+    """How the data set differs in number from the published one; '' where it does not."""
+    published = PUBLISHED_COUNTS[source.kind]
+    found = {split: len(items) for split, items in source.splits.items()}
+    if source.kind == "synthia":  # whose val split is ours
+        found = {"train": sum(found.values())}
+    if found == published:
+        return ""
+
+    def told(counts: dict[str, int]) -> str:
+        return ", ".join(f"{number:,} in {split}" for split, number in counts.items())
+
+    return (
+        f"{source.base}: labelled images: {told(found)}; the published data set has "
+        f"{told(published)}: a download or unpacking may have been cut short"
+    )
+
+
+def shown(names: list[str]) -> str:
+    """The first few of `names`, for a message."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _holds(folder: Path) -> str:
@@ -83,8 +117,7 @@ def _pair(images: dict[str, Path], labels: dict[str, Path], where: Path) -> list
         ("labels without an image", sorted(labels.keys() - images.keys())),
     ):
         if keys:
-            shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
-            problems.append(f"{len(keys)} {what} ({shown})")
+            problems.append(f"{len(keys)} {what} ({shown(keys)})")
     if problems:
         raise SourceError(
             f"{where}: {' and '.join(problems)}, of {len(images)} images and {len(labels)} "
@@ -147,15 +180,14 @@ def _list_cityscapes(root: Path, split: str) -> list[Item]:
     return _pair(images, labels, root)
 
 
-def fingerprint(root: Path, kind: SourceKind) -> str:
+def fingerprint(source: Source) -> str:
     """What a data set is, wherever it lies: xxh3_128 (32 hex digits) of names and sizes.
 
     Hashes the path relative to the layout's top folder and the size in bytes of every file that
-    would be packed, in sorted order; contents are not read. Raises as `list_source`.
+    would be packed, in sorted order; contents are not read. How it is split does not matter.
     """
-    source = list_source(kind, root)
     items = [item for split in source.splits.values() for item in split]
-    digest = xxhash.xxh3_128(kind.encode())
+    digest = xxhash.xxh3_128(source.kind.encode())
     paths = [path for item in items for path in (item.image_path, item.label_path)]
     for name, path in sorted((path.relative_to(source.base).as_posix(), path) for path in paths):
         digest.update(f"{name}\0{path.stat().st_size}\n".encode())

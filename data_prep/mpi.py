@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from typing import Any, Protocol
 
 # What launchers tell a process about the number of ranks: PMI (MPICH, ParaStation) and Open MPI.
@@ -18,6 +20,9 @@ class Communicator(Protocol):
     def bcast(self, value: Any, root: int = 0) -> Any: ...
     def gather(self, value: Any, root: int = 0) -> list[Any] | None: ...
     def Abort(self, errorcode: int = 0) -> None: ...
+    def isend(self, value: Any, dest: int, tag: int = 0) -> Any: ...
+    def iprobe(self, source: int = -1, tag: int = -1) -> bool: ...
+    def recv(self, buf: Any = None, source: int = -1, tag: int = -1) -> Any: ...
 
 
 class Alone:
@@ -37,6 +42,18 @@ class Alone:
     def Abort(self, errorcode: int = 0) -> None:
         """End the process."""
         sys.exit(errorcode)
+
+    def isend(self, value: Any, dest: int, tag: int = 0) -> Any:
+        """There is nobody to send to."""
+        raise AssertionError(f"rank {dest} of 1")
+
+    def iprobe(self, source: int = -1, tag: int = -1) -> bool:
+        """Nobody sends anything."""
+        return False
+
+    def recv(self, buf: Any = None, source: int = -1, tag: int = -1) -> Any:
+        """Nobody sends anything."""
+        raise AssertionError("nothing to receive")
 
 
 def expected_ranks() -> tuple[str, int]:
@@ -75,6 +92,62 @@ def world() -> Communicator:
     return comm
 
 
+class Tally:
+    """Counts what all ranks have done, on rank 0, without making any of them wait.
+
+    `report(done, total)` is called on rank 0, at most every `every_s` seconds and at the end.
+    """
+
+    _TAG = 7
+
+    def __init__(
+        self,
+        comm: Communicator,
+        total: int,
+        report: Callable[[int, int], None] | None,
+        every_s: float = 1.0,
+    ) -> None:
+        self._comm, self._total, self._report, self._every_s = comm, total, report, every_s
+        self._done = 0
+        self._last = -1
+        self._told = time.monotonic()
+        self._sent: list[Any] = []
+
+    def add(self, count: int) -> None:
+        """Count on this rank."""
+        if self._comm.rank:
+            # Small messages: they are on their way at once, and nobody waits for them.
+            self._sent.append(self._comm.isend(count, 0, self._TAG))
+            return
+        self._done += count
+        self._drain()
+        if time.monotonic() - self._told >= self._every_s:
+            self._tell()
+
+    def finish(self) -> None:
+        """Wait until all is counted; every rank calls it once it has added all of its own."""
+        if self._comm.rank:
+            for request in self._sent:
+                request.wait()
+            return
+        while self._done < self._total:
+            self._drain()
+            if time.monotonic() - self._told >= self._every_s:
+                self._tell()
+            time.sleep(0.01)  # MPI's own waiting would use a whole core
+        if self._last != self._total:
+            self._tell()
+
+    def _drain(self) -> None:
+        while self._comm.iprobe(tag=self._TAG):
+            self._done += self._comm.recv(tag=self._TAG)
+
+    def _tell(self) -> None:
+        self._told, self._last = time.monotonic(), self._done
+        if self._report is not None:
+            self._report(self._done, self._total)
+
+
 def abort_all(comm: Communicator, error: BaseException) -> None:
     """Print `error` and end every rank, exit code 1.
 
@@ -86,4 +159,5 @@ def abort_all(comm: Communicator, error: BaseException) -> None:
     else:
         traceback.print_exception(error)
         sys.stderr.flush()
+    time.sleep(0.5)  # the launcher forwards what was printed, unless the end overtakes it
     comm.Abort(1)

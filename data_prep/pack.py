@@ -7,13 +7,17 @@ killed at any moment is simply started again, and keeps every complete shard.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 
 from data_prep.config import ConfigError, PackConfig
+from data_prep.estimate import require_space
+from data_prep.histograms import Totals
 from data_prep.index import (
     FORMAT_VERSION,
     INDEX_NAME,
@@ -21,163 +25,180 @@ from data_prep.index import (
     Recipe,
     ShardEntry,
     ShardError,
-    file_digest,
-    read_index,
-    recipe_differences,
-    shard_name,
+    sealed_digest,
     shard_recipe,
     write_index,
 )
-from data_prep.labels import UInt8
-from data_prep.listing import Item, Source, SourceError, SourceKind, fingerprint
-from data_prep.mpi import Communicator, abort_all, world
-from data_prep.shard_writer import PackedSample, write_shard
-from data_prep.shards import verify_shard
-from data_prep.sources import open_source, original_sizes, read_image, read_labels
-
-# Called after each shard of this rank: name, shards done, shards in all (of this rank).
-Progress = Callable[[str, int, int], None]
-
-
-class Task(NamedTuple):
-    """One shard to pack."""
-
-    split: str
-    number: int
-    items: list[Item]
-
-    @property
-    def file(self) -> str:
-        """File name of the shard."""
-        return shard_name(self.split, self.number)
+from data_prep.listing import SourceError
+from data_prep.mpi import Communicator, Tally, abort_all, world
+from data_prep.pace import Pace
+from data_prep.pack_lock import packing
+from data_prep.samples import PackedSample, read_sample
+from data_prep.shard_file import REPAIR, OpenShard, verify_shard
+from data_prep.shard_writer import shard_entry, write_shard
+from data_prep.sources import Size, check_headers, refusal
+from data_prep.survey import (
+    PackJob,
+    Survey,
+    Task,
+    estimate,
+    list_source_files,
+    say,
+    survey_directory,
+)
 
 
-def resize_image(image: UInt8, height: int, width: int) -> UInt8:
-    """RGB uint8 [h, w, 3] -> [height, width, 3]: area average to shrink, bicubic to enlarge."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    mode = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=mode)  # type: ignore[return-value]
+class Packed(NamedTuple):
+    """A finished shard."""
+
+    entry: ShardEntry
+    totals: Totals
 
 
-def resize_labels(labels: UInt8, height: int, width: int) -> UInt8:
-    """Label ids uint8 [h, w] -> [height, width], each pixel the id under its centre.
-
-    INTER_NEAREST_EXACT aligns pixel centres, as INTER_AREA does for the image. Plain
-    INTER_NEAREST takes the upper left neighbour: labels shifted by up to half an output pixel.
-    """
-    if labels.shape == (height, width):
-        return labels
-    size = (width, height)
-    return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[return-value]
-
-
-def plan(source: Source, images_per_shard: int) -> list[Task]:
-    """Every shard of every split, in order."""
-    return [
-        Task(split, number, items[start : start + images_per_shard])
-        for split, items in source.splits.items()
-        for number, start in enumerate(range(0, len(items), images_per_shard))
-    ]
-
-
-def _samples(kind: SourceKind, task: Task, config: PackConfig) -> Iterator[PackedSample]:
-    """Read and resize the samples of one shard, one at a time."""
+def _samples(recipe: Recipe, task: Task, tally: Tally) -> Iterator[PackedSample]:
+    """The samples of one shard, one at a time."""
     for item in task.items:
-        image, labels = read_image(item.image_path), read_labels(kind, item.label_path)
-        yield PackedSample(
-            resize_image(image, config.height, config.width),
-            resize_labels(labels, config.height, config.width),
-            labels if task.split == "val" else None,
-        )
+        yield read_sample(recipe.source, item, recipe.pack, task.split == "val")
+        tally.add(1)
 
 
-def _pack_shard(out_dir: Path, recipe: Recipe, task: Task, recorded: str | None) -> ShardEntry:
-    """Write one shard, or verify the one that is there. `recorded` is its digest in the index."""
+def _pack_shard(
+    out_dir: Path, survey: Survey, task: Task, sizes: list[Size], tally: Tally
+) -> Packed:
+    """Write one shard, or verify the one that is there."""
     path = out_dir / task.file
     keys = [item.key for item in task.items]
-    expected = shard_recipe(recipe, task.split, task.number)
-    sizes = original_sizes(task.items)
+    expected = shard_recipe(survey.recipe, task.split, task.number)
     if path.exists():
-        digest = file_digest(path)
-        if recorded not in (None, digest):
-            raise ShardError(
-                f"{path}: does not match its digest in {INDEX_NAME}: the shard is damaged; delete "
-                "the file and run `python -m data_prep.pack` again"
-            )
-        verify_shard(path, expected, keys, sizes)
+        digest = _digest(path, survey.recorded.get(task.file))  # before HDF5 opens the file
+        shard = verify_shard(path, expected, keys, sizes)
+        entry = shard_entry(path, keys, digest)
+        tally.add(len(keys))
     else:
-        write_shard(path, expected, keys, sizes, _samples(recipe.source, task, recipe.pack))
-        digest = file_digest(path)
-    return ShardEntry(file=task.file, bytes=path.stat().st_size, xxh3_64=digest, keys=keys)
+        samples = _samples(survey.recipe, task, tally)
+        entry, shard = write_shard(path, expected, keys, sizes, samples)
+    return Packed(entry, _totals(shard))
 
 
-def _prepare(
-    kind: SourceKind, root: Path, out_dir: Path, config: PackConfig
-) -> tuple[Source, Recipe, PackedIndex | None]:
-    """What rank 0 finds out for all: the items, the recipe, and the index that is there already."""
-    source = open_source(kind, root, config.val_images)
-    recipe = Recipe(source=kind, fingerprint=fingerprint(root, kind), pack=config)
-    existing = None
-    if (out_dir / INDEX_NAME).exists():
-        existing = read_index(out_dir)
-        differences = recipe_differences(existing.recipe.model_dump(), recipe.model_dump())
-        if differences:
-            raise ShardError(
-                f"{out_dir}: already holds a data set packed otherwise: {differences}; choose "
-                "another directory, or delete this one yourself if it is no longer wanted"
-            )
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for pattern in (*(f".{split}-*.tmp.h5" for split in source.splits), ".index.*.tmp.json"):
-        for leftover in out_dir.glob(pattern):  # of a killed run
-            leftover.unlink()
-    return source, recipe, existing
+def _digest(path: Path, recorded: str | None) -> str:
+    """The digest of a shard that is there, if it is whole and the one that the index names."""
+    digest = sealed_digest(path)
+    if digest is None:
+        raise ShardError(
+            f"{path}: its last 8 bytes are not the digest of those before: the shard is damaged, "
+            f"or of format version 1; {REPAIR}"
+        )
+    if recorded not in (None, digest):
+        raise ShardError(
+            f"{path}: does not match its digest in {INDEX_NAME}: another shard than was packed; "
+            f"{REPAIR}"
+        )
+    return digest
 
 
-def _pack_on(
-    comm: Communicator,
-    kind: SourceKind,
-    root: Path,
-    out_dir: Path,
-    config: PackConfig,
-    progress: Progress | None,
-) -> None:
+def _totals(shard: OpenShard) -> Totals:
+    totals = Totals()
+    for image, labels in zip(shard.image_histograms, shard.label_histograms, strict=True):
+        totals.add(image.astype(np.int64), labels.astype(np.int64))
+    return totals
+
+
+def _clear_leftovers(out_dir: Path) -> None:
+    """Remove the temporary files of a killed run; only the holder of the lock may."""
+    for pattern in (".*.tmp.h5", ".index.*.tmp.json", "..packing.*"):
+        for leftover in out_dir.glob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+def _pack_on(comm: Communicator, job: PackJob) -> None:
     """The part of every rank."""
-    # Only rank 0 lists the files: thousands of ranks would storm the file system's metadata.
-    source, recipe, existing = comm.bcast(
-        _prepare(kind, root, out_dir, config) if comm.rank == 0 else None
+    with ExitStack() as stack:
+        survey: Survey | None = None
+        if comm.rank == 0:
+            # Only rank 0 lists: thousands of ranks would storm the file system's metadata.
+            source, recipe = list_source_files(job)
+            if not job.dry_run:
+                stack.enter_context(_prepared(job))
+            survey = survey_directory(job, source, recipe)
+        survey = comm.bcast(survey)
+        assert survey is not None
+        mine = range(comm.rank, len(survey.tasks), comm.size)
+        sizes = _check_files(comm, job, survey, mine)
+        if job.dry_run:
+            return
+        tally = Tally(comm, sum(len(task.items) for task in survey.tasks), job.progress)
+        done = {i: _pack_shard(job.out_dir, survey, survey.tasks[i], sizes[i], tally) for i in mine}
+        tally.finish()
+        gathered = comm.gather(done)
+        if gathered is not None:
+            _finish(job, survey, {i: shard for part in gathered for i, shard in part.items()})
+
+
+@contextmanager
+def _prepared(job: PackJob) -> Iterator[None]:
+    """The output directory: locked, writable, and without leftovers. Raises `ShardError`.
+
+    Directories that were made for it are taken away where nothing came to stand in them.
+    """
+    made = [path for path in (job.out_dir, *job.out_dir.parents) if not path.exists()]
+    try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(packing(job.out_dir, job.tell))
+                _clear_leftovers(job.out_dir)
+            except OSError as error:
+                raise ShardError(
+                    f"{job.out_dir}: cannot be written to ({error.strerror}); choose another "
+                    "directory, or ask its owner for the right to write"
+                ) from None
+            yield
+    finally:
+        with suppress(OSError):  # the first that is not empty
+            for path in made:
+                path.rmdir()
+
+
+def _check_files(
+    comm: Communicator, job: PackJob, survey: Survey, mine: range
+) -> dict[int, list[Size]]:
+    """Sizes of the images of this rank's shards, once all files and the space have been checked.
+
+    A collective. Raises `SourceError` and `ShardError` on rank 0, before anything is written.
+    """
+    found = {i: check_headers(job.kind, survey.tasks[i].items) for i in mine}
+    gathered = comm.gather(found)
+    if gathered is not None:
+        everything = dict(sorted((i, value) for part in gathered for i, value in part.items()))
+        problems = [line for _, lines in everything.values() for line in lines]
+        if problems:
+            raise refusal(problems, sum(len(task.items) for task in survey.tasks))
+        sizes = {i: sizes for i, (sizes, _) in everything.items()}
+        left = estimate(job, survey, sizes, comm.size)
+        job.tell(left.describe(job.out_dir))
+        require_space(job.out_dir, left)
+    comm.bcast(None)
+    return {i: sizes for i, (sizes, _) in found.items()}
+
+
+def _finish(job: PackJob, survey: Survey, shards: dict[int, Packed]) -> None:
+    """Write the index, unless the one that is there says the same."""
+    splits: dict[str, list[ShardEntry]] = {}
+    totals: dict[str, Totals] = {}
+    for i, task in enumerate(survey.tasks):
+        splits.setdefault(task.split, []).append(shards[i].entry)
+        totals.setdefault(task.split, Totals()).add(shards[i].totals.image, shards[i].totals.labels)
+    index = PackedIndex(
+        format_version=FORMAT_VERSION,
+        recipe=survey.recipe,
+        splits=splits,
+        statistics={split: total.statistics() for split, total in totals.items()},
     )
-    entries = [entry for split in existing.splits.values() for entry in split] if existing else []
-    recorded = {entry.file: entry.xxh3_64 for entry in entries}
-    tasks = plan(source, config.images_per_shard)
-    mine = list(range(comm.rank, len(tasks), comm.size))
-    done: dict[int, ShardEntry] = {}
-    for i in mine:
-        done[i] = _pack_shard(out_dir, recipe, tasks[i], recorded.get(tasks[i].file))
-        if progress is not None:
-            progress(tasks[i].file, len(done), len(mine))
-    gathered = comm.gather(done)
-    if gathered is None:
-        return
-    everything = {i: entry for part in gathered for i, entry in part.items()}
-    splits: dict[str, list[ShardEntry]] = {split: [] for split in source.splits}
-    for i, task in enumerate(tasks):
-        splits[task.split].append(everything[i])
-    index = PackedIndex(format_version=FORMAT_VERSION, recipe=recipe, splits=splits)
-    if index != existing:
-        write_index(out_dir, index)
+    if index != survey.existing:
+        write_index(job.out_dir, index)
 
 
-def pack(
-    kind: SourceKind,
-    root: Path,
-    out_dir: Path,
-    config: PackConfig,
-    *,
-    progress: Progress | None = None,
-) -> None:
-    """Pack the data set `root` into `out_dir`; every MPI rank calls it with the same arguments.
+def pack(job: PackJob) -> None:
+    """Pack a data set; every MPI rank calls it with the same job.
 
     Complete shards and a complete packed set are kept (and verified); nothing is overwritten.
     Raises `SourceError` (the data set), `ShardError` (what `out_dir` holds) and `RuntimeError`
@@ -186,7 +207,7 @@ def pack(
     comm = world()
     cv2.setNumThreads(1)  # the ranks are the parallelism; more threads would fight for the cores
     try:
-        _pack_on(comm, kind, root, out_dir, config, progress)
+        _pack_on(comm, job)
     except BaseException as error:
         if comm.size == 1:
             raise
@@ -201,8 +222,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out_dir", type=Path, help="where the shards and index.json go")
     parser.add_argument("--height", type=int, required=True, help="rows of the packed images")
     parser.add_argument("--width", type=int, required=True, help="columns of the packed images")
-    parser.add_argument("--images-per-shard", type=int, default=256)
+    parser.add_argument("--images-per-shard", type=int, default=64)
     parser.add_argument("--val-images", type=int, default=0, help="Synthia only: held out as val")
+    parser.add_argument(
+        "--subset",
+        action="store_true",
+        help="fewer images than the published data set has are fine",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check files and space, tell the size, write nothing"
+    )
     return parser.parse_args(arguments)
 
 
@@ -216,11 +245,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    def report(name: str, done: int, total: int) -> None:
-        print(f"{name} ({done} of {total} shards of this rank)", flush=True)
-
     try:
-        pack(args.kind, args.root, args.out_dir, config, progress=report)
+        pack(
+            PackJob(
+                args.kind,
+                args.root,
+                args.out_dir,
+                config,
+                subset=args.subset,
+                dry_run=args.dry_run,
+                progress=Pace(say),
+            )
+        )
     except (ConfigError, SourceError, ShardError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

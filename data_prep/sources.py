@@ -4,8 +4,7 @@ A 16-bit Synthia label file opened by a careless reader becomes all zeros withou
 file headers are checked before anything is decoded.
 """
 
-import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +12,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from data_prep.histograms import histogram
 from data_prep.labels import UInt8, known_ids
 from data_prep.listing import SHOWN, Item, Source, SourceError, SourceKind, list_source
+
+Size = tuple[int, int]  # height, width
+
+# Bits per channel, and colour types of PNG: 0 grey, 2 RGB, 6 RGBA.
+IMAGE_FORMAT = (8, (2, 6))
+LABEL_FORMATS: dict[SourceKind, tuple[int, tuple[int, ...]]] = {
+    "synthia": (16, (2,)),
+    "cityscapes": (8, (0,)),
+}
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 # Seed of the Synthia train/val split. Never change it: it decides what 'val' means.
 SPLIT_SEED = 20160601
@@ -67,18 +77,35 @@ class PngHeader(NamedTuple):
     colour_type: int
 
 
-def read_header(path: Path) -> PngHeader:
-    """Read a PNG file's header. Raises `SourceError` where it is no PNG."""
-    with path.open("rb") as file:
-        start = file.read(26)
-    if len(start) < 26 or start[:8] != b"\x89PNG\r\n\x1a\n" or start[12:16] != b"IHDR":
+def parse_header(path: Path, start: bytes, end: bytes) -> PngHeader:
+    """The header in a PNG file's first 26 bytes; `end` are its last 12.
+
+    Raises `SourceError` where it is no PNG, or does not end as one: most files that a download or
+    a full disk cut short are found so, without decoding them.
+    """
+    if len(start) < 26 or start[:8] != _PNG_START or start[12:16] != b"IHDR":
         found = "an empty file" if not start else f"a file that starts with {start[:8]!r}"
         raise SourceError(f"{path}: not a PNG file: found {found}; fetch it again")
+    if end != _PNG_END:
+        raise _damaged(path)
     width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
     return PngHeader(width, height, start[24], start[25])
 
 
-def _require(path: Path, header: PngHeader, bit_depth: int, colours: tuple[int, ...]) -> None:
+def read_header(path: Path) -> PngHeader:
+    """Read a PNG file's header. Raises `SourceError` as `parse_header`."""
+    with path.open("rb") as file:
+        start = file.read(26)
+        file.seek(max(0, file.seek(0, 2) - 12))
+        return parse_header(path, start, file.read(12))
+
+
+def _damaged(path: Path) -> SourceError:
+    return SourceError(f"{path}: damaged PNG file (cut short, or changed bytes); fetch it again")
+
+
+def _require(path: Path, header: PngHeader, expected: tuple[int, tuple[int, ...]]) -> None:
+    bit_depth, colours = expected
     if header.bit_depth != bit_depth or header.colour_type not in colours:
         raise SourceError(
             f"{path}: expected a PNG of {bit_depth} bits and colour type "
@@ -87,35 +114,58 @@ def _require(path: Path, header: PngHeader, bit_depth: int, colours: tuple[int, 
         )
 
 
-def original_sizes(items: Iterable[Item]) -> list[tuple[int, int]]:
-    """[height, width] of each item, from the file headers.
+def check_headers(kind: SourceKind, items: Sequence[Item]) -> tuple[list[Size], list[str]]:
+    """Sizes of the images, and one line for each item whose files cannot be right.
 
-    Raises `SourceError`, with a count and the first few, where image and label differ in size.
+    Reads the first and last bytes of every file: pixel format, size and end are known before
+    anything is written, over the whole data set.
     """
-    sizes, differing = [], []
+    sizes, problems = [], []
     for item in items:
-        image, label = read_header(item.image_path), read_header(item.label_path)
-        sizes.append((image.height, image.width))
-        if image[:2] != label[:2]:
-            differing.append(
-                f"{item.image_path} {image.width}x{image.height} but {item.label_path} "
-                f"{label.width}x{label.height}"
-            )
-    if differing:
+        try:
+            sizes.append(_check_pair(kind, item))
+        except SourceError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{error.filename}: cannot be read ({error.strerror})")
+    return sizes, problems
+
+
+def _check_pair(kind: SourceKind, item: Item) -> Size:
+    """Height and width of an image. Raises `SourceError` where it and its label do not fit."""
+    image, label = read_header(item.image_path), read_header(item.label_path)
+    _require(item.image_path, image, IMAGE_FORMAT)
+    _require(item.label_path, label, LABEL_FORMATS[kind])
+    if image[:2] != label[:2]:
         raise SourceError(
-            f"{len(differing)} of {len(sizes)} pairs differ in size (width x height): "
-            + "; ".join(differing[:SHOWN])
-            + ("; ..." if len(differing) > SHOWN else "")
+            f"{item.image_path} has {image.width} x {image.height} pixels, but {item.label_path} "
+            f"{label.width} x {label.height}; use the data set's own files"
         )
-    return sizes
+    return image.height, image.width
+
+
+def refusal(problems: Sequence[str], images: int) -> SourceError:
+    """One error for `problems`, each of one of `images` images; the first few are shown."""
+    if len(problems) == 1:
+        return SourceError(problems[0])
+    more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    listed = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
+    return SourceError(f"{len(problems)} of {images} images cannot be packed:{listed}{more}")
+
+
+def _decode(path: Path, expected: tuple[int, tuple[int, ...]], flags: int) -> np.ndarray:
+    """Pixels as cv2 gives them. Raises `SourceError`; other formats are never converted."""
+    content = path.read_bytes()
+    _require(path, parse_header(path, content[:26], content[-12:]), expected)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if pixels is None:
+        raise _damaged(path)
+    return pixels
 
 
 def read_image(path: Path) -> UInt8:
     """Read an 8-bit colour PNG: uint8 [H, W, 3], RGB. Raises `SourceError`."""
-    _require(path, read_header(path), 8, (2, 6))
-    image = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise SourceError(f"{path}: damaged PNG file (cut short, or changed bytes); fetch it again")
+    image = _decode(path, IMAGE_FORMAT, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -125,21 +175,15 @@ def read_labels(kind: SourceKind, path: Path) -> UInt8:
     Synthia: 16-bit RGB PNG, class id in the red channel (cv2's last), instance id in the green.
     Cityscapes: 8-bit grey `_labelIds.png`.
     """
+    ids = _decode(path, LABEL_FORMATS[kind], cv2.IMREAD_UNCHANGED)
     if kind == "synthia":
-        _require(path, read_header(path), 16, (2,))
-    else:
-        _require(path, read_header(path), 8, (0,))
-    ids = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
-    if ids is None:
-        raise SourceError(f"{path}: damaged PNG file (cut short, or changed bytes); fetch it again")
-    if kind == "synthia":
-        ids = ids[..., 2]
-    found = np.flatnonzero(np.bincount(ids.reshape(-1)))
-    unknown = np.setdiff1d(found, known_ids(kind))
+        ids = cv2.extractChannel(ids, 2)
+    counts = histogram(ids, values=max(256, int(ids.max()) + 1))
+    unknown = np.setdiff1d(np.flatnonzero(counts), known_ids(kind))
     if unknown.size:
         raise SourceError(
-            f"{path}: unknown label ids {', '.join(map(str, unknown[:8]))}; expected ids of the "
-            f"{kind} label system; where they are your own, name them in a class set in "
-            "configs/classes"
+            f"{path}: unknown label ids {', '.join(map(str, unknown[:8]))} "
+            f"({counts[unknown].sum()} of {ids.size} pixels); expected ids of the {kind} label "
+            "system; where they are your own, name them in a class set in configs/classes"
         )
     return ids.astype(np.uint8)

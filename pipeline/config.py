@@ -55,6 +55,11 @@ class DataConfig(StrictModel):
     cityscapes_root: str | None = Field(
         default=None, min_length=1, description="folder in Cityscapes' layout, or 'minicity'"
     )
+    subset: bool = Field(
+        default=False,
+        description="whether other numbers of images than those of the published data sets are "
+        "meant; without it they are refused, since a download may have been cut short",
+    )
 
 
 class PackConfigs(StrictModel):

@@ -26,9 +26,9 @@ KINDS = ("synthia", "cityscapes")
 STAGE_VERSION: dict[str, int] = {
     "render_synthia": 1,
     "render_cityscapes": 1,
-    "pack_synthia": 1,
-    "pack_cityscapes": 1,
-    "segmenter": 1,
+    "pack_synthia": 2,  # shard format 2
+    "pack_cityscapes": 2,
+    "segmenter": 2,
     "gan": 1,
     "finetune": 1,
     "evaluate": 1,

@@ -1,9 +1,7 @@
 """Completion records: a stage's outputs count only under a valid `done.json`."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import xxhash
 from pydantic import Field, ValidationError
@@ -123,12 +121,3 @@ def damaged_weights(stage_dir: Path, record: DoneRecord) -> list[Path]:
 def _size(path: Path) -> int:
     """Bytes of a file, or of all files of a folder. Raises OSError where it is missing."""
     return sum(size for _, size in _listing(path)) if path.is_dir() else path.stat().st_size
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file of ours; empty where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

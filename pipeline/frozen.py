@@ -31,6 +31,7 @@ class Launch(StrictModel):
     ranks: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1, description="per rank")
     processes: int = Field(default=1, ge=1, description="of a rendering")
+    subset: bool = Field(default=False, description="of a pack: see data.subset of a run")
     gpu: bool = Field(default=False, description="whether every rank must have a GPU of its own")
     health_check_s: int = Field(
         default=0, ge=0, description="seconds the ranks wait for each other at the start; 0: none"

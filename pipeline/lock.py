@@ -1,20 +1,16 @@
-"""One driver per run directory: a lock file that names its holder.
+"""One driver per run directory: a lock file that names its holder."""
 
-Not flock: it is often off on GPFS and Lustre, and says nothing about who holds it.
-"""
-
-import json
 import os
 import signal
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.atomic import read_json
+from data_prep.lock import exclusive
+from data_prep.processes import identity, is_alive
 from pipeline import paths
-from pipeline.done import read_json
-from pipeline.progress import identity, is_alive
 
 
 class LockError(RuntimeError):
@@ -33,48 +29,17 @@ def driver_lock(run_dir: Path) -> Iterator[None]:
 
     The lock of a process of this machine that has died is taken over.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / paths.LOCK
-    own = {**identity(), "token": uuid.uuid4().hex}
-    while not _try_create(path, own):
-        content = read_json(path)
-        if content and is_alive(content):
-            raise LockError(
-                f"{run_dir}: the driver with process id {content['pid']} on {content['host']} is "
-                f"at work here; wait for it, stop it with --cancel, or choose another --run-dir "
-                f"(if that machine is gone, delete {path})"
-            )
-        _remove_stale(path, content)
-    try:
+
+    def refused(content: dict[str, Any]) -> LockError:
+        return LockError(
+            f"{run_dir}: the driver with process id {content['pid']} on {content['host']} is "
+            f"at work here; wait for it, stop it with --cancel, or choose another --run-dir "
+            f"(if that machine is gone, delete {path})"
+        )
+
+    with exclusive(path, is_alive, refused):
         yield
-    finally:
-        if read_json(path) == own:
-            path.unlink()
-
-
-def _try_create(path: Path, content: dict[str, Any]) -> bool:
-    """Create the lock with its content in one step (a hard link); False where there is one."""
-    temporary = path.with_name(f".{path.name}.{content['token']}")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    return True
-
-
-def _remove_stale(path: Path, content: dict[str, Any]) -> None:
-    """Remove a dead driver's lock, unless another driver was quicker and it is that one's now."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if read_json(aside) != content:
-        os.link(aside, path)
-    aside.unlink()
 
 
 def cancel(run_dir: Path) -> str:

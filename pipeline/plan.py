@@ -10,7 +10,7 @@ from data_prep.config import ConfigError
 from pipeline import paths, progress
 from pipeline.config import MINICITY, Run, RunConfig
 from pipeline.dag import KINDS, STAGE_VERSION, STAGES, Graph, Node, build_graph, root_of, select
-from pipeline.done import load_done, read_done, read_json
+from pipeline.done import load_done, read_done
 from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, write_frozen
 from pipeline.hashing import pretrained_file, weights_digest
 from pipeline.profiles import LocalProfile, Profile, find_mpiexec
@@ -83,7 +83,7 @@ def look(run_dir: Path, node: Node) -> Found:
         has_content=True,
         config=frozen,
         record=read_done(folder, str(frozen.get("science_hash"))),
-        started=read_json(started) if started.is_file() else None,
+        started=atomic.read_json(started) if started.is_file() else None,
     )
 
 
@@ -106,7 +106,12 @@ def _raw_hashes(config: RunConfig, run_dir: Path) -> tuple[dict[str, str | None]
         if root == MINICITY:
             continue
         try:
-            hashes[kind] = _fingerprint(root, kind)
+            hashes[kind], lacks = _fingerprint(root, kind)
+            if lacks and not config.data.subset:
+                trouble[kind] = (
+                    f"data.{kind}_root: {lacks}; complete it, or give --set data.subset=true if so "
+                    "many are meant"
+                )
         except ConfigError as error:
             trouble[kind] = str(error)
             pack = run_dir / f"pack_{kind}"
@@ -144,8 +149,11 @@ def _note_missing_weights(plan: Plan, path: str) -> None:
         plan.warnings.append(f"{message}; {', '.join(users)}: done, and kept")
 
 
-def _fingerprint(root: str | None, kind: str) -> str:
-    """Fingerprint of a data root. Raises `ConfigError` where it is not given, or not right."""
+def _fingerprint(root: str | None, kind: str) -> tuple[str, str]:
+    """Fingerprint of a data root, and how it differs from the published data set in number.
+
+    Raises `ConfigError` where it is not given, or not right.
+    """
     key = f"data.{kind}_root"
     if root is None:
         raise ConfigError(
@@ -157,7 +165,8 @@ def _fingerprint(root: str | None, kind: str) -> str:
     from data_prep import listing
 
     try:
-        return listing.fingerprint(Path(root), "synthia" if kind == "synthia" else "cityscapes")
+        source = listing.list_source("synthia" if kind == "synthia" else "cityscapes", Path(root))
+        return listing.fingerprint(source), listing.missing_images(source)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{key}: {error}") from None
 
@@ -244,6 +253,7 @@ def freeze(plan: Plan, node: Node, profile: Profile) -> Path:
                 processes=resources.processes,
                 health_check_s=resources.health_check_s,
                 gpu=resources.gpu,
+                subset=node.raw_hash is None or node.config.data.subset,
             ),
             inputs=inputs,
             weights=weights_digest(pretrained) if pretrained else None,

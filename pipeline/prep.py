@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.config import StrictModel
 from pipeline import paths
 from pipeline.done import OutputRecord, digest_of
-from pipeline.frozen import Launch
+from pipeline.frozen import FrozenStage, Launch
 from pipeline.science import PackStage, RenderCityscapesStage, RenderSynthiaStage
 
 Outputs = dict[str, OutputRecord]
@@ -80,26 +80,36 @@ def render_cityscapes(
 
 
 def pack(
-    science: StrictModel, stage_dir: Path, root: Path, launch: Launch, rank: int, seconds: float
+    frozen: FrozenStage,
+    science: StrictModel,
+    stage_dir: Path,
+    root: Path,
+    rank: int,
+    seconds: float,
 ) -> Outputs:
     """Pack the data set `root` into `stage_dir`; every MPI rank calls it.
 
-    The progress is rank 0's own share times the ranks, in whole shards: an estimate until the
-    end. The digests of the shards are those in the index, taken when each was written: reading
+    The digests of the shards are those in the index, taken when each was written: reading
     tens of gigabytes again would tell nothing new.
     """
     from data_prep import index
     from data_prep import pack as packing
 
     assert isinstance(science, PackStage)
-    images = science.pack.images_per_shard * launch.ranks
-    progress = Progress(stage_dir, seconds) if rank == 0 else None
-
-    def shard_done(name: str, done: int, total: int) -> None:
-        if progress is not None:
-            progress(done * images, total * images)
-
-    packing.pack(science.kind, root, stage_dir, science.pack, progress=shard_done)
+    raw = frozen.inputs["raw"]
+    is_users = Path(raw.dir).is_absolute()
+    progress = Progress(stage_dir, seconds)
+    packing.pack(
+        packing.PackJob(
+            science.kind,
+            root,
+            stage_dir,
+            science.pack,
+            subset=frozen.launch.subset,
+            fingerprint=raw.hash if is_users else None,
+            progress=progress,
+        )
+    )
     if rank != 0:
         return {}
     packed = index.read_index(stage_dir)
@@ -108,7 +118,4 @@ def pack(
         for shards in packed.splits.values()
         for shard in shards
     }
-    assert progress is not None
-    count = sum(len(shard.keys) for shards in packed.splits.values() for shard in shards)
-    progress(count, count)
     return {index.INDEX_NAME: digest_of(stage_dir / index.INDEX_NAME), **outputs}

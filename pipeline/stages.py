@@ -25,7 +25,6 @@ from pipeline.done import (
     damaged_weights,
     digest_of,
     read_done,
-    read_json,
     write_done,
 )
 from pipeline.frozen import FrozenStage, read_frozen
@@ -194,7 +193,7 @@ def _verify_weights(role: str, folder: Path, record: DoneRecord) -> None:
 def _note_start(frozen: FrozenStage, stage_dir: Path, digests: dict[str, str | None]) -> None:
     """Record what the stage begins with; raise `StageError` where it began with something else."""
     path = stage_dir / paths.STARTED
-    before = read_json(path)
+    before = atomic.read_json(path)
     if before == digests and path.is_file():
         return
     if path.is_file() and frozen.stage != "report":
@@ -303,7 +302,7 @@ def _run_prep(
         return prep.render_synthia(science, stage_dir, frozen.launch, before)
     if frozen.stage == "render_cityscapes":
         return prep.render_cityscapes(science, stage_dir, frozen.launch, before)
-    return prep.pack(science, stage_dir, inputs["raw"], frozen.launch, env_rank(), before)
+    return prep.pack(frozen, science, stage_dir, inputs["raw"], env_rank(), before)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep import atomic
 from pipeline import paths, progress
 from pipeline.dag import Graph
-from pipeline.done import read_json
 from pipeline.plan import Plan
 from pipeline.profiles import Profile
 from pipeline.stale import State
@@ -77,7 +77,7 @@ _GROUP = ("input", "method", "segmenter", "labels", "alpha", "gamma", "uint8", "
 
 def results_table(run_dir: Path) -> list[str]:
     """The report's rows, mean and deviation of the mIoU over seeds and draws; [] without any."""
-    scored = read_json(paths.report_dir(run_dir) / "results.json").get("rows", [])
+    scored = atomic.read_json(paths.report_dir(run_dir) / "results.json").get("rows", [])
     groups: dict[tuple[Any, ...], list[float]] = {}
     for row in scored:
         groups.setdefault(tuple(row.get(key) for key in _GROUP), []).append(row["miou"])

@@ -2,17 +2,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from tiny_jobs import same_state
 
+from data_prep.config import load_class_set
+from data_prep.labels import lookup_table
 from data_prep.listing import city_of
 from data_prep.shards import PackedSplit
-from tigan import augment
+from tigan import augment, distributed
 from tigan.data import (
     StepBatches,
     Stream,
+    class_table,
     draw_labelled,
     load_from,
     train_and_selection,
@@ -64,6 +68,45 @@ def test_batches_do_not_depend_on_where_the_loader_starts(packed_synthia: Path) 
         assert same_state([a.images, a.labels, a.keys], [b.images, b.labels, b.keys])
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_stop_on_two_ranks_goes_on_with_the_same_global_batches_on_others(
+    packed_synthia: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    endless = stream(packed_synthia, batch_size=6)
+
+    def global_batches(world_size: int, first: int, count: int) -> list[list[object]]:
+        """Loaded rank by rank, as that many ranks would, and put together."""
+        loaders = []
+        for rank in range(world_size):
+            group = distributed.Group(rank, world_size, torch.device("cpu"))
+            monkeypatch.setattr(distributed, "_group", group)
+            loaders.append(load_from(StepBatches({"synthetic": endless}), first, num_workers=0))
+        steps = [[next(loader)["synthetic"] for loader in loaders] for _ in range(count)]
+        return [
+            [
+                torch.cat([part.images for part in parts]),
+                torch.cat([part.labels for part in parts]),
+                [key for part in parts for key in part.keys],
+            ]
+            for parts in steps
+        ]
+
+    straight = global_batches(2, 0, 5)
+    stopped = global_batches(2, 0, 2)
+    assert same_state(stopped + global_batches(ranks, 2, 3), straight)
+
+
+def test_a_class_set_of_other_labels_is_refused(packed_synthia: Path) -> None:
+    split = PackedSplit(packed_synthia, "train")
+    classes = load_class_set("synthia16")
+    table = class_table(split, classes)
+    assert (table == lookup_table(classes, "synthia")).all()
+    pixels = {"200": 95, "1": 5}
+    split.statistics = split.statistics.model_copy(update={"label_pixels": pixels})
+    with pytest.raises(ValueError, match=r"train': 95.0 % of its pixels .* class set 'synthia16'"):
+        class_table(split, classes)
+
+
 def test_workers_change_nothing_and_leave_torchs_generator_alone(packed_synthia: Path) -> None:
     batches = StepBatches({"synthetic": stream(packed_synthia)})
     alone = next(load_from(batches, 2, num_workers=0))["synthetic"]
@@ -72,6 +115,14 @@ def test_workers_change_nothing_and_leave_torchs_generator_alone(packed_synthia:
     loader = load_from(batches, 2, num_workers=1)
     assert torch.equal(next(loader)["synthetic"].images, alone.images)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_worker_inherits_a_pool_of_opencv_threads(packed_synthia: Path) -> None:
+    # Such a worker hangs, though not every time: so this asks whether there was a pool to inherit.
+    cv2.setNumThreads(2)
+    loader = load_from(StepBatches({"synthetic": stream(packed_synthia)}), 0, num_workers=1)
+    assert cv2.getNumThreads() == 1
+    assert len(next(loader)["synthetic"].keys) == 4
 
 
 def test_labels_stay_with_their_pixels(packed_synthia: Path) -> None:
@@ -91,8 +142,6 @@ def test_labels_stay_with_their_pixels(packed_synthia: Path) -> None:
 def test_ranks_that_do_not_divide_the_batch_are_refused(
     packed_synthia: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tigan import distributed
-
     monkeypatch.setattr(distributed, "_group", distributed.Group(0, 3, torch.device("cpu")))
     with pytest.raises(ValueError, match=r"'synthetic'.*4 cannot be shared evenly by 3 ranks"):
         StepBatches({"synthetic": stream(packed_synthia)})

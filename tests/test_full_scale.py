@@ -13,7 +13,7 @@ from tiny_data import write_cityscapes, write_synthia
 from tiny_jobs import same_state
 
 from data_prep.config import PackConfig
-from data_prep.pack import pack
+from data_prep.pack import PackJob, pack
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -29,8 +29,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cityscapes(folder / "raw_cityscapes", cities, size)
     config = PackConfig(height=72, width=96)
     synthia = config.model_copy(update={"val_images": 2})
-    pack("synthia", folder / "raw_synthia", folder / "synthia", synthia)
-    pack("cityscapes", folder / "raw_cityscapes", folder / "cityscapes", config)
+    jobs = (("synthia", synthia), ("cityscapes", config))
+    for kind, packing in jobs:
+        raw = folder / f"raw_{kind}"
+        pack(PackJob(kind, raw, folder / kind, packing, subset=True))
     return folder
 
 

@@ -14,6 +14,7 @@ from pipeline_runs import PROFILE, RUN_CONFIG, FakeStages, events, finish_all, p
 from tiny_data import write_cityscapes, write_synthia
 
 from data_prep.config import REPO_ROOT
+from data_prep.processes import identity
 from pipeline import driver, local, lock, progress, run, status
 from pipeline.config import Run, load_run
 from pipeline.frozen import write_run_record
@@ -67,7 +68,7 @@ def test_dry_run_over_own_data_is_as_light(tmp_path: Path) -> None:
     write_synthia(tmp_path / "synthia", 2)
     write_cityscapes(tmp_path / "photos", {"train": {"aachen": 2}, "val": {"bochum": 1}})
     roots = ("data.synthia_root=synthia", "data.cityscapes_root=photos")
-    given = ["--set", *roots]
+    given = ["--set", *roots, "data.subset=true"]
     result = command(tmp_path, "--stage", "all", "--dry-run", "--config", str(RUN_CONFIG), *given)
     assert result.returncode == 0, result.stderr
     assert "runs/minicity: 17 stages to run, 0 done" in result.stdout
@@ -190,7 +191,7 @@ def test_status_reads_and_tells_the_states_apart(
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert rows["gan"][0] == "done"
     assert rows["segmenter"][0] == "failed"
-    assert rows["finetune"] == ["running", str(progress.identity()["pid"]), "50/200", "2/s",
+    assert rows["finetune"] == ["running", str(identity()["pid"]), "50/200", "2/s",
                                 "1m15s", "0"]  # fmt: skip
     assert rows["report"][0] == "waiting"
     assert rows["segmenter:"][:2] == ["exit", "code"]
@@ -210,7 +211,7 @@ def test_killed_stage_is_preempted_and_changed_config_stale(tmp_path: Path) -> N
     assert status.stage_state(tmp_path / "render_synthia", same) == "done"
     begun = plan(tiny_run(), tmp_path / "new")
     folder = tmp_path / "new" / "gan"
-    dead = {**progress.identity(), "process_start": 1, "state": "running", "attempt": 1}
+    dead = {**identity(), "process_start": 1, "state": "running", "attempt": 1}
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps(dead))
     assert status.stage_state(folder, begun.states["gan"]) == "preempted"

@@ -15,6 +15,7 @@ import pytest
 from pipeline_runs import FakeStages, events, plan, tiny_run
 from rich.console import Console
 
+from data_prep.processes import identity
 from pipeline import lock, paths, progress
 from pipeline.dag import priorities
 from pipeline.display import Display
@@ -149,7 +150,7 @@ def test_started_stage_is_seen_before_it_says_so_itself(tmp_path: Path) -> None:
     state = progress.read_state(tmp_path / "gan")
     assert (state["state"], state["attempt"]) == ("running", 1)
     assert state["pid"] == int(ready.read_text())
-    assert state["host"] == progress.identity()["host"]
+    assert state["host"] == identity()["host"]
     assert not progress.is_running(tmp_path / "gan")
 
 
@@ -238,7 +239,7 @@ def test_lock_is_held_by_one_driver(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["dead", "reused", "empty"])
 def test_stale_lock_is_taken_over(tmp_path: Path, content: str) -> None:
-    stale = {**progress.identity(), "token": "old"}
+    stale = {**identity(), "token": "old"}
     if content == "dead":
         with subprocess.Popen([sys.executable, "-c", ""]) as process:
             process.wait()

@@ -56,9 +56,9 @@ def test_changed_science_is_stale_with_its_reason_and_downstream(tmp_path: Path)
 
 def test_stage_version_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish_all(tiny_run(), tmp_path)
-    monkeypatch.setitem(dag.STAGE_VERSION, "segmenter", 2)
+    monkeypatch.setitem(dag.STAGE_VERSION, "segmenter", 99)
     states = plan(tiny_run(), tmp_path).states
-    assert states["segmenter"].reason == "stage version 1 -> 2"
+    assert states["segmenter"].reason == "stage version 2 -> 99"
     assert states["gan"].kind == "done"
 
 
@@ -221,7 +221,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_own_data_moved_or_gone_keeps_its_pack(tmp_path: Path, photos: Path) -> None:
     run_dir = tmp_path / "run"
-    data = {"synthia_root": "minicity", "cityscapes_root": str(photos)}
+    data = {"synthia_root": "minicity", "cityscapes_root": str(photos), "subset": True}
     finish_all(tiny_run(data=data), run_dir)
     moved = photos.rename(tmp_path / "elsewhere")
     after = plan(tiny_run(data={**data, "cityscapes_root": str(moved)}), run_dir)
@@ -233,6 +233,17 @@ def test_own_data_moved_or_gone_keeps_its_pack(tmp_path: Path, photos: Path) -> 
     image.write_bytes(image.read_bytes() + b"x")
     changed = plan(tiny_run(data={**data, "cityscapes_root": str(moved)}), run_dir)
     assert changed.states["pack_cityscapes"].reason == "its data changed"
+
+
+def test_too_few_images_are_a_problem_unless_they_are_meant(tmp_path: Path, photos: Path) -> None:
+    data = {"synthia_root": "minicity", "cityscapes_root": str(photos)}
+    (problem,) = plan(tiny_run(data=data), tmp_path).problems
+    assert problem.startswith(f"data.cityscapes_root: {photos}: labelled images: ")
+    assert "2,975 in train, 500 in val" in problem and "--set data.subset=true" in problem
+    meant = plan(tiny_run(data=data | {"subset": True}), tmp_path)
+    assert (meant.problems, meant.warnings) == ([], [])
+    frozen = freeze(meant, meant.graph["pack_cityscapes"], PROFILE)
+    assert read_frozen(frozen).launch.subset
 
 
 def test_missing_data_is_a_problem_only_for_what_needs_it(tmp_path: Path) -> None:

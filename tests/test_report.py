@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from data_prep.config import load_class_set
+from data_prep.shards import PackedSplit
 from tigan import report
 from tigan.config import ReportStage, StageJob, TrainingConfig
 from tigan.report import PANEL_CAPTIONS
 from tigan.report_nodes import read_nodes
 from tigan.report_rows import difference, group_rows, summarise
+from tigan.report_tables import data_table
 
 CLASSES = "camvid11"
 METHODS = {
@@ -333,6 +335,23 @@ def test_page_loads_nothing(finished: tuple[dict[str, Path], Path, Any, str]) ->
         decoded = base64.b64decode(content, validate=True)
         assert decoded.startswith(b"\x89PNG") or ("svg" in head and b"</svg>" in decoded)
         assert b"<image" not in decoded and b"<script" not in decoded
+
+
+def test_data_table_shows_what_was_packed(tmp_path: Path, packed_synthia: Path) -> None:
+    _finish(tmp_path, "pack_synthia", {"kind": "synthia"})
+    _finish(tmp_path, "pack_cityscapes", {"kind": "cityscapes"})
+    for path in packed_synthia.iterdir():
+        (tmp_path / "pack_synthia" / path.name).symlink_to(path)
+    (tmp_path / "pack_cityscapes" / "index.json").write_text("{}")
+    nodes = read_nodes({name: tmp_path / name for name in ("pack_synthia", "pack_cityscapes")})
+    problems: list[str] = []
+    train, val = data_table(nodes, load_class_set("synthia16"), problems)
+    assert (train["title"], train["samples"], val["samples"]) == ("synthia train", "7", "3")
+    assert sum(float(share) for share in train["shares"].values()) == pytest.approx(100, abs=0.1)
+    split = PackedSplit(packed_synthia, "train")
+    road = np.mean([split.labels(i) == 3 for i in range(len(split))])
+    assert float(train["shares"]["road"]) == pytest.approx(100 * road, abs=0.01)
+    assert len(problems) == 2 and "pack_cityscapes" in problems[0] and "format" in problems[0]
 
 
 def test_same_inputs_same_bytes(

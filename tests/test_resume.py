@@ -4,12 +4,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_jobs import finetune_science, gan_science, job, same_state, segmenter_science
 
-from tigan import checkpoint, finetune, gan, preemption, segmenter
+from data_prep.config import load_class_set
+from data_prep.shards import PackedSplit
+from tigan import checkpoint, finetune, gan, predict, preemption, segmenter
 from tigan.config import StageJob, StageResult
 from tigan.metrics import read
 
@@ -50,9 +54,32 @@ def run_to_the_end(stage: Stage, task: StageJob) -> int:
         return stops
 
 
-def weights(folder: Path) -> object:
+def weights(folder: Path) -> dict[str, Any]:
     (file,) = list(folder.glob("*.pt"))
     return torch.load(file, weights_only=True)
+
+
+def logged(task: StageJob) -> list[tuple[object, ...]]:
+    """What was logged, less the speed, which no two runs share."""
+    lines = read(task.stage_dir / "metrics.jsonl")
+    assert {"train", "speed"} <= {line["kind"] for line in lines}
+    return [(m["images"], m["kind"], m["values"]) for m in lines if m["kind"] != "speed"]
+
+
+def test_f_is_normalised_by_its_training_data(inputs: dict[str, Path]) -> None:
+    split = PackedSplit(inputs["synthetic"], "train")
+    pixels = np.concatenate([split.image(i).reshape(-1, 3) for i in range(len(split))]) / 255
+    state = weights(inputs["segmenter"])["states"]["segmenter"]
+    assert np.allclose(state["mean"].flatten(), pixels.mean(0), atol=1e-6)
+    assert np.allclose(state["std"].flatten(), pixels.std(0), atol=1e-6)
+    frozen = predict.load_segmenter(inputs["segmenter"], load_class_set("cityscapes19"))
+    assert torch.equal(frozen.segmenter.mean, state["mean"])
+
+
+def test_waiting_for_data_is_logged_as_a_share(inputs: dict[str, Path]) -> None:
+    for stage in ("segmenter", "gan"):
+        lines = [m for m in read(inputs[stage] / "metrics.jsonl") if m["kind"] == "speed"]
+        assert lines and all(0 < line["values"]["data_wait"] < 1 for line in lines)
 
 
 @pytest.mark.parametrize("name", ["segmenter", "gan", "finetune"])
@@ -71,12 +98,7 @@ def test_resumed_is_straight_bit_for_bit(
     assert run_to_the_end(stage, broken) == 2
     assert same_state(weights(straight.stage_dir), weights(broken.stage_dir))
 
-    def lines(task: StageJob) -> list[tuple[object, ...]]:
-        return [
-            (m["images"], m["kind"], m["values"]) for m in read(task.stage_dir / "metrics.jsonl")
-        ]
-
-    assert lines(straight) == lines(broken)
+    assert logged(straight) == logged(broken)
 
 
 def test_work_after_the_last_checkpoint_is_done_again_exactly(
@@ -85,16 +107,13 @@ def test_work_after_the_last_checkpoint_is_done_again_exactly(
     # A kill -9: what is on disk is an older checkpoint and metrics that ran ahead of it.
     task = job(tmp_path / "gan", gan_science(), inputs)
     gan.run(task)
-    expected, metrics = weights(task.stage_dir), read(task.stage_dir / "metrics.jsonl")
+    expected, metrics = weights(task.stage_dir), logged(task)
     newest = max((task.stage_dir / "checkpoints").iterdir())
     shutil.rmtree(newest)
     (task.stage_dir / "translator.pt").unlink()
     gan.run(task)
     assert same_state(expected, weights(task.stage_dir))
-    again = read(task.stage_dir / "metrics.jsonl")
-    assert [(m["images"], m["values"]) for m in again] == [
-        (m["images"], m["values"]) for m in metrics
-    ]
+    assert logged(task) == metrics
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(

@@ -1,27 +1,17 @@
 """Reading both layouts, and every way in which a data set on disk can be wrong."""
 
+import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from tiny_data import ORIGINAL, SYNTHIA_IDS, label_blocks, paint, write_png
+from tiny_data import ORIGINAL, SYNTHIA_IDS, flip, label_blocks, paint, write_png
 
-from data_prep.listing import SourceError, city_of, fingerprint
-from data_prep.sources import open_source, original_sizes, read_image, read_labels
-
-
-@pytest.fixture
-def synthia(tmp_path: Path, synthia_root: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(synthia_root, tmp_path / "synthia"))
-
-
-@pytest.fixture
-def cityscapes(tmp_path: Path, cityscapes_root: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(cityscapes_root, tmp_path / "cityscapes"))
+from data_prep.listing import SourceError, city_of, fingerprint, missing_images
+from data_prep.sources import check_headers, open_source, read_header, read_image, read_labels
 
 
 def test_synthia_values(synthia_root: Path) -> None:
@@ -35,13 +25,15 @@ def test_synthia_values(synthia_root: Path) -> None:
     read = read_labels("synthia", items[4].label_path)
     assert read.dtype == np.uint8 and (read == labels).all()
     assert (read_image(items[4].image_path) == paint(rng, labels)).all()
-    assert original_sizes(items) == [ORIGINAL] * 10
+    assert check_headers("synthia", items) == ([ORIGINAL] * 10, [])
 
 
 def test_synthia_with_and_without_its_top_folder(synthia_root: Path) -> None:
     inner = synthia_root / "RAND_CITYSCAPES"
     assert open_source("synthia", inner) == open_source("synthia", synthia_root)
-    assert fingerprint(inner, "synthia") == fingerprint(synthia_root, "synthia")
+    assert fingerprint(open_source("synthia", inner)) == fingerprint(
+        open_source("synthia", synthia_root)
+    )
 
 
 def test_synthia_split_is_fixed_sorted_and_nested(synthia_root: Path) -> None:
@@ -71,14 +63,22 @@ def test_cityscapes_values(cityscapes_root: Path) -> None:
         open_source("cityscapes", cityscapes_root, val_images=2)
 
 
-def test_cityscapes_test_split_and_other_files_are_left_out(cityscapes: Path) -> None:
-    before = fingerprint(cityscapes, "cityscapes"), open_source("cityscapes", cityscapes)
-    write_png(
-        cityscapes / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png", np.eye(8)
+def test_cityscapes_test_split_and_other_files_are_left_out(cityscapes_copy: Path) -> None:
+    before = (
+        fingerprint(open_source("cityscapes", cityscapes_copy)),
+        open_source("cityscapes", cityscapes_copy),
     )
-    write_png(cityscapes / "gtFine/train/aachen/aachen_000000_000019_gtFine_color.png", np.eye(8))
-    (cityscapes / "leftImg8bit/train/aachen/._aachen_000000_000019_leftImg8bit.png").touch()
-    assert (fingerprint(cityscapes, "cityscapes"), open_source("cityscapes", cityscapes)) == before
+    write_png(
+        cityscapes_copy / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png", np.eye(8)
+    )
+    write_png(
+        cityscapes_copy / "gtFine/train/aachen/aachen_000000_000019_gtFine_color.png", np.eye(8)
+    )
+    (cityscapes_copy / "leftImg8bit/train/aachen/._aachen_000000_000019_leftImg8bit.png").touch()
+    assert (
+        fingerprint(open_source("cityscapes", cityscapes_copy)),
+        open_source("cityscapes", cityscapes_copy),
+    ) == before
 
 
 @pytest.mark.parametrize("kind", ["synthia", "cityscapes"])
@@ -105,15 +105,15 @@ def test_folders_without_images(tmp_path: Path) -> None:
         open_source("cityscapes", tmp_path)
 
 
-def test_unofficial_labels_are_refused(synthia: Path) -> None:
-    base = synthia / "RAND_CITYSCAPES"
+def test_unofficial_labels_are_refused(synthia_copy: Path) -> None:
+    base = synthia_copy / "RAND_CITYSCAPES"
     (base / "GT" / "LABELS").rename(base / "GT" / "parsed_LABELS")
     with pytest.raises(SourceError, match=r"parsed_LABELS: an unofficial .* 16-bit GT/LABELS"):
-        open_source("synthia", synthia)
+        open_source("synthia", synthia_copy)
 
 
-def test_images_and_labels_without_a_partner(synthia: Path, cityscapes: Path) -> None:
-    base = synthia / "RAND_CITYSCAPES"
+def test_images_and_labels_without_a_partner(synthia_copy: Path, cityscapes_copy: Path) -> None:
+    base = synthia_copy / "RAND_CITYSCAPES"
     for i in range(4):
         (base / "GT" / "LABELS" / f"{i:07d}.png").unlink()
     (base / "RGB" / "0000009.png").unlink()
@@ -122,26 +122,55 @@ def test_images_and_labels_without_a_partner(synthia: Path, cityscapes: Path) ->
         r"image \(0000009\), of 9 images and 6 labels"
     )
     with pytest.raises(SourceError, match=message):
-        open_source("synthia", synthia)
-    (cityscapes / "leftImg8bit/val/frankfurt/frankfurt_000001_000019_leftImg8bit.png").unlink()
+        open_source("synthia", synthia_copy)
+    (cityscapes_copy / "leftImg8bit/val/frankfurt/frankfurt_000001_000019_leftImg8bit.png").unlink()
     with pytest.raises(SourceError, match=r"1 labels without an image \(frankfurt_000001_000019\)"):
-        open_source("cityscapes", cityscapes)
+        open_source("cityscapes", cityscapes_copy)
 
 
-def test_cityscapes_file_in_the_wrong_city(cityscapes: Path) -> None:
-    folder = cityscapes / "leftImg8bit/train"
+def test_cityscapes_file_in_the_wrong_city(cityscapes_copy: Path) -> None:
+    folder = cityscapes_copy / "leftImg8bit/train"
     name = "aachen_000000_000019_leftImg8bit.png"
     (folder / "aachen" / name).rename(folder / "bochum" / name)
     with pytest.raises(SourceError, match=r"expected the name CITY_.* its folder, 'bochum'"):
-        open_source("cityscapes", cityscapes)
+        open_source("cityscapes", cityscapes_copy)
 
 
-def test_sizes_that_differ(synthia: Path) -> None:
-    items = open_source("synthia", synthia).splits["train"]
-    for item in items[:5]:
+def test_all_headers_are_checked(synthia_copy: Path) -> None:
+    items = open_source("synthia", synthia_copy).splits["train"]
+    for item in items[:2]:
         write_png(item.image_path, np.zeros((30, 40, 3), np.uint8))
-    with pytest.raises(SourceError, match=r"5 of 10 pairs .* 40x30 but .* 48x36; .*; \.\.\.$"):
-        original_sizes(items)
+    write_png(items[5].label_path, np.zeros(ORIGINAL, np.uint8))
+    items[7].image_path.write_bytes(items[7].image_path.read_bytes()[:-1])
+    items[8].label_path.unlink()
+    sizes, problems = check_headers("synthia", items)
+    assert sizes == [ORIGINAL] * 5
+    for problem, parts in zip(
+        problems,
+        [
+            (f"{items[0].image_path} has 40 x 30 pixels, but {items[0].label_path} 48 x 36",),
+            (f"{items[1].image_path} has 40 x 30 pixels",),
+            (f"{items[5].label_path}: expected a PNG of 16 bits", "found 8 bits and colour type 0"),
+            (f"{items[7].image_path}: damaged PNG file", "fetch it again"),
+            ("No such file or directory", str(items[8].label_path)),
+        ],
+        strict=True,
+    ):
+        assert all(part in problem for part in parts)
+
+
+def test_published_numbers_of_images(synthia_root: Path, cityscapes_root: Path) -> None:
+    for kind, root in (("synthia", synthia_root), ("cityscapes", cityscapes_root)):
+        source = open_source(kind, root)
+        assert "a download or unpacking may have been cut short" in missing_images(source)
+        published = {"synthia": (9400, 0), "cityscapes": (2975, 500)}[kind]
+        item = source.splits["train"][0]
+        for counts, complete in ((published, True), ((published[0] - 1, published[1]), False)):
+            splits = dict(zip(("train", "val"), ([item] * count for count in counts), strict=True))
+            assert (missing_images(replace(source, splits=splits)) == "") is complete
+    # How Synthia is split is ours: 8,900 and 500 are the 9,400.
+    splits = {"train": [item] * 8900, "val": [item] * 500}
+    assert not missing_images(replace(open_source("synthia", synthia_root), splits=splits))
 
 
 @pytest.mark.parametrize(
@@ -173,20 +202,26 @@ def test_other_formats(tmp_path: Path) -> None:
             read_image(path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip"])
-def test_damaged_files(synthia: Path, damage: str) -> None:
-    item = open_source("synthia", synthia).splits["train"][0]
-    for path in (item.image_path, item.label_path):
-        content = bytearray(path.read_bytes())
-        if damage == "cut":
-            del content[-40:]
-        else:
-            content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    with pytest.raises(SourceError, match=r"RGB/0000000.png: damaged PNG"):
-        read_image(item.image_path)
-    with pytest.raises(SourceError, match=r"LABELS/0000000.png: damaged PNG"):
-        read_labels("synthia", item.label_path)
+def test_any_damage_to_a_file_is_found(synthia_copy: Path) -> None:
+    item, rng = open_source("synthia", synthia_copy).splits["train"][0], random.Random(0)
+    for path, read in (
+        (item.image_path, read_image),
+        (item.label_path, lambda path: read_labels("synthia", path)),
+    ):
+        good = path.read_bytes()
+        for length in (0, 7, 25, 26, 60, len(good) // 2, len(good) - 40, len(good) - 1):
+            path.write_bytes(good[:length])
+            with pytest.raises(SourceError, match=rf"{path.name}: (damaged PNG|not a PNG)"):
+                read(path)
+            with pytest.raises(SourceError, match=r"cut short|not a PNG"):
+                read_header(path)  # as before anything is packed
+        path.write_bytes(good)
+        for offset in {*range(60), *rng.choices(range(len(good)), k=60), len(good) - 1}:
+            flip(path, offset, offset % 8)
+            with pytest.raises(SourceError, match=rf"^{path}: "):
+                read(path)
+            flip(path, offset, offset % 8)
+        assert read(path).shape[:2] == ORIGINAL
 
 
 def test_unknown_label_ids(tmp_path: Path) -> None:
@@ -195,23 +230,25 @@ def test_unknown_label_ids(tmp_path: Path) -> None:
     pixels[0, :, 0] = 300  # more than 8 bits: instance ids read as classes, for example
     pixels[1, :, 0] = 23
     write_png(path, pixels)
-    with pytest.raises(SourceError, match=r"labels.png: unknown label ids 23, 300; .*synthia"):
+    with pytest.raises(
+        SourceError, match=r"labels.png: unknown label ids 23, 300 \(16 of 64 pixels\)"
+    ):
         read_labels("synthia", path)
     write_png(path, np.full((8, 8), 34, np.uint8))
-    with pytest.raises(SourceError, match=r"labels.png: unknown label ids 34; .*cityscapes"):
+    with pytest.raises(SourceError, match=r"unknown label ids 34 \(64 of 64 .*cityscapes"):
         read_labels("cityscapes", path)
 
 
 def test_fingerprint_follows_names_and_sizes_not_the_place(
-    synthia: Path, synthia_root: Path
+    synthia_copy: Path, synthia_root: Path
 ) -> None:
-    original = fingerprint(synthia_root, "synthia")
-    assert fingerprint(synthia, "synthia") == original and len(original) == 32
-    label = synthia / "RAND_CITYSCAPES/GT/LABELS/0000003.png"
+    original = fingerprint(open_source("synthia", synthia_root))
+    assert fingerprint(open_source("synthia", synthia_copy)) == original and len(original) == 32
+    label = synthia_copy / "RAND_CITYSCAPES/GT/LABELS/0000003.png"
     label.write_bytes(label.read_bytes() + b"\0")
-    assert fingerprint(synthia, "synthia") != original
+    assert fingerprint(open_source("synthia", synthia_copy)) != original
     shutil.copy(synthia_root / "RAND_CITYSCAPES/GT/LABELS/0000003.png", label)
     for folder in ("RGB", "GT/LABELS"):
-        old = synthia / "RAND_CITYSCAPES" / folder / "0000003.png"
+        old = synthia_copy / "RAND_CITYSCAPES" / folder / "0000003.png"
         old.rename(old.with_name("0000033.png"))
-    assert fingerprint(synthia, "synthia") != original
+    assert fingerprint(open_source("synthia", synthia_copy)) != original

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from data_prep import atomic
 from data_prep.config import ClassSet, load_class_set
-from data_prep.labels import colour_table, lookup_table
+from data_prep.labels import colour_table
 from data_prep.shards import PackedSplit
 from tigan import checkpoint, distributed, predict, scores
 from tigan.config import EvaluateStage, StageJob, StageResult
-from tigan.data import Indices
+from tigan.data import Indices, class_table
 from tigan.networks import FrozenSegmenter, Generator
 from tigan.predict import Predictor
 
@@ -110,7 +110,7 @@ def _row(
         predictor,
         split,
         np.arange(len(split)),
-        lookup_table(classes, split.source),
+        class_table(split, classes),
         len(classes.classes),
         full_size=True,
     )
@@ -140,7 +140,7 @@ def _write_panels(
     Returns the paths relative to the stage directory; N counts the shown val images.
     """
     colours = colour_table(classes)
-    table = lookup_table(classes, split.source)
+    table = class_table(split, classes)
     written = []
     for number, index in enumerate(shown.tolist()):
         image = predict.image_tensor(split.image(index))

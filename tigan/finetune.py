@@ -8,11 +8,10 @@ from functools import partial
 from typing import cast
 
 from data_prep.config import ClassSet, load_class_set
-from data_prep.labels import lookup_table
 from data_prep.shards import PackedSplit
 from tigan import checkpoint, predict, scores, translation
 from tigan.config import FinetuneConfig, FinetuneStage, StageJob, StageResult
-from tigan.data import StepBatches, Stream, draw_labelled, train_and_selection
+from tigan.data import StepBatches, Stream, class_table, draw_labelled, train_and_selection
 from tigan.loop import Training, fit
 from tigan.networks import FrozenSegmenter, Generator
 from tigan.translation import Task, Translator
@@ -74,7 +73,7 @@ def _streams(
         (*seed, len(streams) + 1),
         (science.gan.crop[0], science.gan.crop[1]),
         science.gan.flip,
-        table=lookup_table(classes, "cityscapes"),
+        table=class_table(split, classes),
     )
     return streams
 
@@ -107,7 +106,7 @@ def _selection_miou(
             predict.translated(segmenter, generator, uint8=False),
             split,
             chosen,
-            lookup_table(classes, "cityscapes"),
+            class_table(split, classes),
             len(classes.classes),
         )
         return {"miou": scores.mean_iou(confusion)}

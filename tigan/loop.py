@@ -1,7 +1,7 @@
 """The one training loop. Loop order: load latest -> (report; save?; stop?; step) for ever."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ def fit(training: Training, job: StageJob) -> Fitted:
         distributed.broadcast_module(module)
     log = _Log(training, job, images, seconds)
     loader = load_from(training.batches, images // training.batch_size, launch.num_workers)
+    waits = _Waits()
     saved_at = images
     while True:
         finished = images >= training.images
@@ -77,10 +78,11 @@ def fit(training: Training, job: StageJob) -> Fitted:
         detailed = (
             images == 0 or after >= training.images or _passes(training, after, launch.log_images)
         )
-        values = _one_step(training, next(loader), images, detailed)
+        values = _one_step(training, waits.next(loader), images, detailed)
         if detailed:
             rate = {"learning_rate": training.learning_rate(after)}
             log.write(after, "train", _over_ranks(values) | rate)
+            log.write(after, "speed", _over_ranks({"data_wait": waits.share()}))
         images = after
     log.close()
     per_second = images / max(1e-9, log.seconds)
@@ -138,6 +140,28 @@ class _Log:
     def close(self) -> None:
         if self._log:
             self._log.close()
+
+
+class _Waits:
+    """How long the steps wait for their data."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._waited = 0.0
+
+    def next(self, loader: Iterator[Batch]) -> Batch:
+        """The next batch."""
+        started = time.monotonic()
+        batch = next(loader)
+        self._waited += time.monotonic() - started
+        return batch
+
+    def share(self) -> float:
+        """Share of the wall time since the last call, 0..1, that was spent waiting."""
+        now = time.monotonic()
+        share = self._waited / max(1e-9, now - self._since)
+        self._since, self._waited = now, 0.0
+        return share
 
 
 def _over_ranks(values: dict[str, float]) -> dict[str, float]:

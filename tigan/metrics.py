@@ -6,14 +6,15 @@ from typing import Any, Literal
 
 from data_prep import atomic
 
-Kind = Literal["train", "curve"]
+Kind = Literal["train", "curve", "speed"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a metrics file; none where there is no file.
 
-    Each is {images, total, seconds, kind: 'train' | 'curve', values: {name: float}}. A last line
-    that a killed process left unfinished is left out.
+    Each is {images, total, seconds, kind, values: {name: float}}; `kind` is 'train', 'curve' (a
+    measurement on held-out images) or 'speed' (the only one that differs from run to run). A last
+    line that a killed process left unfinished is left out.
     """
     if not path.is_file():
         return []
@@ -61,4 +62,4 @@ class MetricsLog:
 def _stands(line: dict[str, Any], images: int) -> bool:
     """Whether a line was written by work that the resumed state contains."""
     at = int(line["images"])
-    return at < images or (at == images and line["kind"] == "train")
+    return at < images or (at == images and line["kind"] != "curve")

@@ -3,6 +3,7 @@
 Images inside the GAN are in [-1, 1], images for f in [0, 1]; both are [n, 3, H, W].
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 from tigan import distributed
 from tigan.config import DiscriminatorConfig, GeneratorConfig, SegmenterConfig
 
-# ImageNet's statistics: only a fixed scaling, which also fits backbones that were pretrained.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of red, green, blue; values in [0, 1]: what weights trained on ImageNet expect.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -128,15 +129,24 @@ class _DeepLab(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """f: images in [0, 1] -> logits [n, classes, H, W] at the images' size."""
+    """f: images in [0, 1] -> logits [n, classes, H, W] at the images' size.
+
+    `mean` and `std` of each channel normalise the input; they are kept with the weights.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: SegmenterConfig, classes: int) -> None:
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        classes: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         if config.architecture == "unet":
             self.net: nn.Module = UNet(classes, config.width)
         else:

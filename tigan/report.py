@@ -88,6 +88,7 @@ def _page(
     )
     names = report_tables.input_names(nodes)
     panels, shown = _panels(nodes, groups, problems)
+    data = report_tables.data_table(nodes, classes, problems)
     return environment.get_template("report.html.j2").render(
         title=title,
         summary=report_tables.summary(groups, names),
@@ -101,6 +102,8 @@ def _page(
         labels_svg=figures.get(LABELS_FIGURE),
         class_table=report_tables.class_table(groups, classes),
         input_names=names,
+        data=data,
+        class_colours=classes.colours,
         panel_captions=PANEL_CAPTIONS,
         panels=panels,
         panel_nodes=shown,

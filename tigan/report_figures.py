@@ -57,6 +57,7 @@ _PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("train", "Identity (L1)", ("identity_real", "identity_synthetic")),
     ("train", "Gradient norms at G(I)", ("gradient_lsgan", "gradient_task")),
     ("train", "Learning rate", ("learning_rate",)),
+    ("speed", "Share of the time spent waiting for data", ("data_wait",)),
 )
 
 

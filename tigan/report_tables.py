@@ -3,6 +3,8 @@
 from typing import Any
 
 from data_prep.config import ClassSet
+from data_prep.labels import class_shares
+from data_prep.shards import PackedSplit
 from tigan.report_nodes import Node
 from tigan.report_rows import (
     CONTROL,
@@ -257,3 +259,33 @@ def class_table(groups: list[Group], classes: ClassSet) -> dict[str, Any]:
         "lines": lines,
         "means": [spread(group.stats) for group in shown],
     }
+
+
+def data_table(nodes: list[Node], classes: ClassSet, problems: list[str]) -> list[dict[str, Any]]:
+    """The packed splits: size, mean colour, share of each class; one column each.
+
+    What cannot be read is added to `problems`.
+    """
+    columns = []
+    for node in nodes:
+        if not node.stage.startswith("pack_") or node.done is None:
+            continue
+        for name in ("train", "val"):
+            try:
+                split = PackedSplit(node.path, name)
+            except ValueError as error:
+                problems.append(f"{node.name}: {error}")
+                continue
+            statistics = split.statistics
+            shares = class_shares(statistics.label_pixels, split.source, classes)
+            columns.append(
+                {
+                    "title": f"{node.stage.removeprefix('pack_')} {name}",
+                    "samples": f"{len(split):,}",
+                    "size": f"{split.height} × {split.width}",
+                    "mean": " ".join(f"{value:.3f}" for value in statistics.channel_mean),
+                    "std": " ".join(f"{value:.3f}" for value in statistics.channel_std),
+                    "shares": {key: f"{100 * share:.2f}" for key, share in shares.items()},
+                }
+            )
+    return columns

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 
 from data_prep.config import ClassSet, load_class_set
-from data_prep.labels import lookup_table
 from data_prep.shards import PackedSplit
 from tigan import checkpoint, distributed, losses, predict, scores
 from tigan.config import SegmenterConfig, SegmenterStage, StageJob, StageResult
-from tigan.data import Batch, StepBatches, Stream
+from tigan.data import Batch, StepBatches, Stream, class_table
 from tigan.loop import Training, fit, seed_generators
 from tigan.networks import Segmenter
 
@@ -35,9 +34,9 @@ def build(config: SegmenterConfig, classes: ClassSet, job: StageJob) -> Training
     group = distributed.group()
     seed = (config.seed, _SEED_STREAM)
     seed_generators(*seed)
-    segmenter = Segmenter(config, len(classes.classes)).to(group.device)
-    optimizer = _optimizer(config, segmenter)
     split = PackedSplit(job.inputs["synthetic"], "train")
+    segmenter = _new_segmenter(config, len(classes.classes), split).to(group.device)
+    optimizer = _optimizer(config, segmenter)
     stream = Stream(
         split,
         np.arange(len(split)),
@@ -47,7 +46,7 @@ def build(config: SegmenterConfig, classes: ClassSet, job: StageJob) -> Training
         config.flip,
         (config.scale[0], config.scale[1]),
         config.colour_jitter,
-        lookup_table(classes, "synthia"),
+        class_table(split, classes),
     )
     return Training(
         modules={"segmenter": segmenter},
@@ -60,6 +59,14 @@ def build(config: SegmenterConfig, classes: ClassSet, job: StageJob) -> Training
         seed=seed,
         measure=partial(_val_miou, segmenter, job, classes),
     )
+
+
+def _new_segmenter(config: SegmenterConfig, classes: int, split: PackedSplit) -> Segmenter:
+    """f before training; it normalises as its backbone was trained, else by the data's own."""
+    if config.pretrained != "none":
+        return Segmenter(config, classes)
+    statistics = split.statistics
+    return Segmenter(config, classes, statistics.channel_mean, statistics.channel_std)
 
 
 def _optimizer(config: SegmenterConfig, segmenter: Segmenter) -> torch.optim.Optimizer:
@@ -115,7 +122,7 @@ def _val_miou(segmenter: Segmenter, job: StageJob, classes: ClassSet) -> dict[st
         segmenter,
         split,
         predict.evenly(len(split), job.training.curve_images),
-        lookup_table(classes, "synthia"),
+        class_table(split, classes),
         len(classes.classes),
     )
     return {"miou": scores.mean_iou(confusion)}
