@@ -27,6 +27,7 @@ class Recipe(StrictModel):
 
     source: SourceKind = Field(description="layout of the data set that was packed")
     fingerprint: str = Field(description="of the packed files, see data_prep.listing.fingerprint")
+    opencv: str = Field(description="version of the library that decoded and resized")
     pack: PackConfig
 
 
@@ -148,7 +149,10 @@ def write_index(packed_dir: Path, index: PackedIndex) -> None:
 
 
 def read_index(packed_dir: Path) -> PackedIndex:
-    """Read and check `index.json`. Raises `ShardError` (missing, damaged, another version)."""
+    """Read and check `index.json`.
+
+    Raises `ShardError` (missing, damaged, another version) and `OSError` (cannot be read).
+    """
     path = packed_dir / INDEX_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +161,7 @@ def read_index(packed_dir: Path) -> PackedIndex:
             f"{path}: not there: packing has not finished (or this is not a packed data set); "
             "run `python -m data_prep.pack` on it"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(content, dict):
         raise _damaged(path, f"expected a mapping, found {type(content).__name__}")

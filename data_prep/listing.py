@@ -72,6 +72,7 @@ def list_source(kind: SourceKind, root: Path) -> Source:
 def missing_images(source: Source) -> str:
     """How the data set differs in number from the published one; '' where it does not."""
     published = PUBLISHED_COUNTS[source.kind]
+    total = sum(published.values())
     found = {split: len(items) for split, items in source.splits.items()}
     if source.kind == "synthia":  # whose val split is ours
         found = {"train": sum(found.values())}
@@ -83,7 +84,8 @@ def missing_images(source: Source) -> str:
 
     return (
         f"{source.base}: labelled images: {told(found)}; the published data set has "
-        f"{told(published)}: a download or unpacking may have been cut short"
+        f"{told(published)}"
+        + (": a download or unpacking may have been cut short" * (sum(found.values()) < total))
     )
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def _remove_stale(path: Path, holder: Holder) -> None:
         path.rename(aside)
     except FileNotFoundError:
         return
-    if read_json(aside) != holder:
-        os.link(aside, path)
+    if read_json(aside).get("token") != holder.get("token"):
+        with suppress(FileExistsError):  # somebody holds it again
+            os.link(aside, path)
     aside.unlink()

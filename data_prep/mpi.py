@@ -117,6 +117,7 @@ class Tally:
         """Count on this rank."""
         if self._comm.rank:
             # Small messages: they are on their way at once, and nobody waits for them.
+            self._sent = [request for request in self._sent if not request.test()[0]]
             self._sent.append(self._comm.isend(count, 0, self._TAG))
             return
         self._done += count
@@ -148,16 +149,24 @@ class Tally:
             self._report(self._done, self._total)
 
 
-def abort_all(comm: Communicator, error: BaseException) -> None:
-    """Print `error` and end every rank, exit code 1.
+def abort_all(
+    comm: Communicator,
+    error: BaseException,
+    record_end: Callable[[BaseException], int] | None = None,
+) -> None:
+    """Tell of `error` and end every rank, with the exit code of `record_end` or 1.
 
     The other ranks may already wait in a collective call; an exception on this one alone would
     leave them there until the time limit.
     """
-    if isinstance(error, (ValueError, RuntimeError, OSError)):  # their messages say all
-        print(f"error (rank {comm.rank}): {error}", file=sys.stderr, flush=True)
+    code = 1
+    if record_end is not None:
+        code = record_end(error)
+    elif isinstance(error, (ValueError, RuntimeError, OSError)):  # their messages say all
+        print(f"error (rank {comm.rank}): {error}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-        sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     time.sleep(0.5)  # the launcher forwards what was printed, unless the end overtakes it
-    comm.Abort(1)
+    comm.Abort(code)

@@ -105,7 +105,7 @@ def _totals(shard: OpenShard) -> Totals:
 
 def _clear_leftovers(out_dir: Path) -> None:
     """Remove the temporary files of a killed run; only the holder of the lock may."""
-    for pattern in (".*.tmp.h5", ".index.*.tmp.json", "..packing.*"):
+    for pattern in (".*.tmp.h5", ".index.*.tmp.json"):
         for leftover in out_dir.glob(pattern):
             leftover.unlink(missing_ok=True)
 
@@ -211,7 +211,7 @@ def pack(job: PackJob) -> None:
     except BaseException as error:
         if comm.size == 1:
             raise
-        abort_all(comm, error)
+        abort_all(comm, error, job.record_end)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -227,7 +227,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--subset",
         action="store_true",
-        help="fewer images than the published data set has are fine",
+        help="another number of images than the published data set has is meant",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check files and space, tell the size, write nothing"

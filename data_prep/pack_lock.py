@@ -1,28 +1,35 @@
-"""One packing per directory: a lock whose holder shows every few seconds that it is alive."""
+"""One packing per directory: a lock whose holder shows every few seconds that it is alive.
 
+It keeps two packings from doing the same work. That the shards are right does not hang on it: each
+is written under a name of its own and renamed, and two packings of one recipe make the same bytes.
+"""
+
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.atomic import read_json, write_json
-from data_prep.index import ShardError
 from data_prep.lock import Holder, exclusive
 from data_prep.processes import identity, is_alive
 
 LOCK_NAME = ".packing.json"
 _BEAT_S = 5.0
-# Several beats: a loaded file server may show them late.
-_SILENT_S = 30.0
-_DYING_S = 2.0
+# Many beats: a loaded file server may hold one up, or show it late.
+_SILENT_S = 60.0
+_DYING_S = 5.0
+
+
+class PackingElsewhereError(RuntimeError):
+    """Another packing is at work in the directory. No wrong input: later it may be gone."""
 
 
 @contextmanager
 def packing(out_dir: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold `out_dir` for one packing. Raises `ShardError` where another is at work there.
+    """Hold `out_dir` for one packing. Raises `PackingElsewhereError` where another is at work.
 
-    On this machine a dead holder is known at once. One of another machine is watched for half a
+    On this machine a dead holder is known at once. One of another machine is watched for a
     minute: a packing that was killed with its node must not keep its successor out.
     """
     path = out_dir / LOCK_NAME
@@ -36,8 +43,8 @@ def packing(out_dir: Path, tell: Callable[[str], None]) -> Iterator[None]:
         )
         return _shows_life(path, holder)
 
-    def refused(holder: Holder) -> ShardError:
-        return ShardError(
+    def refused(holder: Holder) -> PackingElsewhereError:
+        return PackingElsewhereError(
             f"{out_dir}: process {holder.get('pid')} on {holder.get('host')} is packing into it; "
             "wait for it or stop it, or choose another directory"
         )
@@ -47,7 +54,7 @@ def packing(out_dir: Path, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def _lives_on(holder: Holder) -> bool:
-    """Whether a process of this machine is alive; a killed one may take a moment to be gone."""
+    """Whether a process of this machine stays alive; a killed one may take a moment to be gone."""
     until = time.monotonic() + _DYING_S
     while is_alive(holder):
         if time.monotonic() >= until:
@@ -56,13 +63,24 @@ def _lives_on(holder: Holder) -> bool:
     return False
 
 
+def _read(path: Path) -> Holder | None:
+    """The lock's content, {} where there is none, None where it cannot be read just now."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):  # a file server's hiccup, or caught while it was rewritten
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _shows_life(path: Path, holder: Holder) -> bool:
     """Whether the lock changes while it is watched; its content, since clocks differ."""
     until = time.monotonic() + _SILENT_S
     while time.monotonic() < until:
         time.sleep(1.0)
-        now = read_json(path)
-        if now != holder:
+        now = _read(path)
+        if now is not None and now != holder:
             return bool(now)
     return False
 
@@ -74,10 +92,15 @@ def _heartbeat(path: Path, own: Holder) -> Iterator[None]:
 
     def beat() -> None:
         count = 0
-        while not stop.wait(_BEAT_S) and read_json(path).get("token") == own["token"]:
-            count += 1
-            with suppress(OSError):  # the packing itself will tell what is wrong
-                write_json(path, {**own, "beat": count})
+        while not stop.wait(_BEAT_S):
+            now = _read(path)
+            if now is not None and now.get("token") != own["token"]:
+                return
+            if now is not None:
+                count += 1
+                # In place, which needs no space: a full disk must not look like a dead process.
+                with suppress(OSError), path.open("r+", encoding="utf-8") as file:
+                    file.write(json.dumps({**own, "beat": f"{count:09d}"}))
 
     thread = threading.Thread(target=beat, daemon=True, name="packing lock")
     thread.start()
@@ -85,4 +108,4 @@ def _heartbeat(path: Path, own: Holder) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(_BEAT_S)  # not for ever: the file system may hang

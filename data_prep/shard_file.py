@@ -124,10 +124,18 @@ def open_shard(path: Path) -> OpenShard:
         raise missing(path) from None
     except ShardError:
         raise
+    except OSError as error:
+        if error.errno is None:  # HDF5's own: what it found is no shard
+            raise _unreadable(path, error) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except Exception as error:  # damaged metadata makes h5py raise nearly anything
-        raise ShardError(f"{path}: cannot be read as a shard ({error}); {REPAIR}") from None
+        raise _unreadable(path, error) from None
     _check_shapes(shard)
     return shard
+
+
+def _unreadable(path: Path, error: Exception) -> ShardError:
+    return ShardError(f"{path}: cannot be read as a shard ({error}); {REPAIR}")
 
 
 def _open(path: Path, file: h5py.File) -> OpenShard:
@@ -199,8 +207,6 @@ def check_outside_pixels(path: Path, entry: ShardEntry) -> None:
         intact = size == entry.bytes and rest_digest(path, entry.pixels) == entry.rest_xxh3_64
     except FileNotFoundError:
         raise missing(path) from None
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
     if not intact:
         found = (
             f"{size} bytes, expected {entry.bytes}"

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from data_prep.atomic import fsync_path, replacing
+from data_prep.atomic import replacing
 from data_prep.histograms import histogram, image_histogram
 from data_prep.index import ShardEntry, ShardError, rest_digest, seal
 from data_prep.samples import PackedSample
@@ -30,10 +30,11 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class _Sink(io.FileIO):
     """A file that HDF5 writes to, which keeps the first error instead of raising it there.
 
-    HDF5 crashes the process when it cannot write what it still has to on closing.
+    HDF5 crashes the process when it cannot write what it still has to on closing, and swallows
+    what a signal raises in here.
     """
 
-    error: OSError | None = None
+    error: BaseException | None = None
 
     def write(self, data: Any) -> int:
         """Write all of `data`, unless a write has failed before."""
@@ -42,7 +43,7 @@ class _Sink(io.FileIO):
         try:
             while len(rest) and self.error is None:
                 rest = rest[super().write(rest) :]
-        except OSError as error:
+        except BaseException as error:
             self.error = error
         return size
 
@@ -51,7 +52,7 @@ class _Sink(io.FileIO):
         try:
             if self.error is None:
                 return super().truncate(size)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
         return size or 0
 
@@ -78,11 +79,10 @@ def write_shard(
         with replacing(path) as temporary:
             _write_file(temporary, recipe, keys, sizes, samples)
             digest = seal(temporary)
-            fsync_path(temporary)
             shard = verify_shard(temporary, recipe, keys, sizes)
     except OSError as error:
         if error.errno not in _NO_SPACE:
-            raise
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise ShardError(
             f"{path}: {error.strerror} while it was being written; make room (or choose another "
             "directory) and run `python -m data_prep.pack` again; complete shards are kept"

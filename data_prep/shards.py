@@ -1,6 +1,7 @@
 """Reads a packed data set: one split, sample by sample, whole images or windows of them."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from data_prep.index import ShardError, read_index, recipe_differences, shard_re
 from data_prep.labels import UInt8
 from data_prep.shard_file import (
     REPAIR,
+    Flags,
     OpenShard,
     PixelName,
     check_outside_pixels,
@@ -48,13 +50,14 @@ class PackedSplit:
         self.statistics = index.statistics[split]
         self.keys = [key for entry in self.entries for key in entry.keys]
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._checked: dict[int, dict[str, Flags]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry the data.
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_checked": {}}
 
     def _locate(self, i: int) -> tuple[OpenShard, int]:
         """The open shard and the row in it of sample `i`."""
@@ -72,7 +75,7 @@ class PackedSplit:
     def _open_shard(self, number: int) -> OpenShard:
         entry = self.entries[number]
         path = self.packed_dir / entry.file
-        if self.verify:
+        if self.verify and number not in self._checked:
             check_outside_pixels(path, entry)
         shard = open_shard(path)
         expected = shard_recipe(self.recipe, self.split, number)
@@ -81,7 +84,8 @@ class PackedSplit:
             raise ShardError(
                 f"{shard.path}: is not the shard that the index means: {differences}; {REPAIR}"
             )
-        return shard
+        # What was compared stays so when the shard is closed and opened again.
+        return replace(shard, checked=self._checked.setdefault(number, shard.checked))
 
     def _window(self, i: int, name: PixelName, rows: slice | None, cols: slice | None) -> UInt8:
         shard, row = self._locate(i)

@@ -4,7 +4,8 @@ A 16-bit Synthia label file opened by a careless reader becomes all zeros withou
 file headers are checked before anything is decoded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -93,15 +94,27 @@ def parse_header(path: Path, start: bytes, end: bytes) -> PngHeader:
 
 
 def read_header(path: Path) -> PngHeader:
-    """Read a PNG file's header. Raises `SourceError` as `parse_header`."""
-    with path.open("rb") as file:
+    """Read a PNG file's header. Raises `SourceError` as `parse_header`, and `OSError`."""
+    with _named(path), path.open("rb") as file:
         start = file.read(26)
         file.seek(max(0, file.seek(0, 2) - 12))
         return parse_header(path, start, file.read(12))
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of reading name the file; those of `read` alone do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def _damaged(path: Path) -> SourceError:
-    return SourceError(f"{path}: damaged PNG file (cut short, or changed bytes); fetch it again")
+    return SourceError(
+        f"{path}: damaged PNG file (cut short, changed, or with bytes after its end); fetch it "
+        "again"
+    )
 
 
 def _require(path: Path, header: PngHeader, expected: tuple[int, tuple[int, ...]]) -> None:
@@ -155,7 +168,8 @@ def refusal(problems: Sequence[str], images: int) -> SourceError:
 
 def _decode(path: Path, expected: tuple[int, tuple[int, ...]], flags: int) -> np.ndarray:
     """Pixels as cv2 gives them. Raises `SourceError`; other formats are never converted."""
-    content = path.read_bytes()
+    with _named(path):
+        content = path.read_bytes()
     _require(path, parse_header(path, content[:26], content[-12:]), expected)
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if pixels is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+
 from data_prep.config import PackConfig
 from data_prep.estimate import Estimate, counted, shard_bytes
 from data_prep.index import (
@@ -59,6 +61,7 @@ class PackJob:
 
     `subset` allows another number of images than the published data set has, `fingerprint` is what
     the data must be, where that is known. With `dry_run` all is checked and nothing written.
+    `record_end` is called with an error that ends all ranks, and gives their exit code.
     """
 
     kind: SourceKind
@@ -70,6 +73,7 @@ class PackJob:
     dry_run: bool = False
     progress: Progress | None = None
     tell: Callable[[str], None] = say
+    record_end: Callable[[BaseException], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,12 @@ def plan(source: Source, images_per_shard: int) -> list[Task]:
 def list_source_files(job: PackJob) -> tuple[Source, Recipe]:
     """The data set, and what decides the bytes of the shards. Raises `SourceError`."""
     source = open_source(job.kind, job.root, job.config.val_images)
-    recipe = Recipe(source=job.kind, fingerprint=fingerprint(source), pack=job.config)
+    recipe = Recipe(
+        source=job.kind,
+        fingerprint=fingerprint(source),
+        opencv=cv2.__version__,
+        pack=job.config,
+    )
     if job.fingerprint not in (None, recipe.fingerprint):
         raise SourceError(
             f"{source.base}: its files changed since this run was planned (fingerprint "
@@ -134,7 +143,7 @@ def survey_directory(job: PackJob, source: Source, recipe: Recipe) -> Survey:
             )
     survey = Survey(recipe, plan(source, job.config.images_per_shard), existing)
     planned = {task.file for task in survey.tasks}
-    others = sorted(path.name for path in job.out_dir.glob("*.h5") if path.name not in planned)
+    others = sorted(path.name for path in job.out_dir.glob("[!.]*.h5") if path.name not in planned)
     if others:
         raise ShardError(
             f"{job.out_dir}: holds {counted(len(others), 'file')} that this packing would not make "

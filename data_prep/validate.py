@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         errors = validate(args.packed_dir, load_class_set(args.class_set))
-    except (ConfigError, ShardError) as error:
+    except (ConfigError, ShardError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for bad in errors:

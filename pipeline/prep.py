@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.config import StrictModel
@@ -86,9 +87,11 @@ def pack(
     root: Path,
     rank: int,
     seconds: float,
+    record_end: Callable[[BaseException], int],
 ) -> Outputs:
     """Pack the data set `root` into `stage_dir`; every MPI rank calls it.
 
+    With several ranks an error on one ends all at once, after `record_end`.
     The digests of the shards are those in the index, taken when each was written: reading
     tens of gigabytes again would tell nothing new.
     """
@@ -108,6 +111,7 @@ def pack(
             subset=frozen.launch.subset,
             fingerprint=raw.hash if is_users else None,
             progress=progress,
+            record_end=record_end,
         )
     )
     if rank != 0:

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -62,21 +63,26 @@ def main(arguments: list[str]) -> int:
     try:
         accept_signals()
         run_stage(stage_dir)
-    except Stopped:
+    except (Stopped, Exception) as error:
+        return record_end(stage_dir, error)
+    return 0
+
+
+def record_end(stage_dir: Path, error: BaseException) -> int:
+    """Record that `error` ended a stage on this rank; returns the exit code."""
+    if isinstance(error, Stopped):
         ignore_signals()
         # Every rank: one that is stopped before the ranks have met may be the only one.
         progress.write_state(stage_dir, "preempted", "start it again to go on")
         print("stopped by a signal; start it again to go on", flush=True)
         return EXIT_PREEMPTED
-    except Exception as error:
-        traceback.print_exc()
-        is_users = isinstance(error, ValueError)  # wrong input: the same again would fail again
-        message = f"{'' if is_users else type(error).__name__ + ': '}{error}".strip()
-        sick = list(getattr(error, "nodes", ()))
-        progress.write_state(stage_dir, "failed", message, may_retry=not is_users, sick_nodes=sick)
-        print(f"error: {stage_dir.name} (rank {env_rank()}): {message}", file=sys.stderr)
-        return 1
-    return 0
+    traceback.print_exception(error)
+    is_users = isinstance(error, ValueError)  # wrong input: the same again would fail again
+    message = f"{'' if is_users else type(error).__name__ + ': '}{error}".strip()
+    sick = list(getattr(error, "nodes", ()))
+    progress.write_state(stage_dir, "failed", message, may_retry=not is_users, sick_nodes=sick)
+    print(f"error: {stage_dir.name} (rank {env_rank()}): {message}", file=sys.stderr, flush=True)
+    return 1
 
 
 def run_stage(stage_dir: Path) -> None:
@@ -302,7 +308,8 @@ def _run_prep(
         return prep.render_synthia(science, stage_dir, frozen.launch, before)
     if frozen.stage == "render_cityscapes":
         return prep.render_cityscapes(science, stage_dir, frozen.launch, before)
-    return prep.pack(frozen, science, stage_dir, inputs["raw"], env_rank(), before)
+    record = partial(record_end, stage_dir)
+    return prep.pack(frozen, science, stage_dir, inputs["raw"], env_rank(), before, record)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class ThreadRank:
 
     def isend(self, value: Any, dest: int, tag: int = 0) -> Any:
         self.ranks[dest].mail.put(value)
-        return SimpleNamespace(wait=lambda: None)
+        return SimpleNamespace(wait=lambda: None, test=lambda: (True, None))
 
     def iprobe(self, source: int = -1, tag: int = -1) -> bool:
         return not self.mail.empty()

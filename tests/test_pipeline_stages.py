@@ -1,5 +1,6 @@
 """`python -m pipeline.stages`: data stages run for real, and what stops a stage."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,15 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pipeline_runs import PROFILE, finish, finish_all, plan, tiny_run
+from tiny_data import write_png, write_synthia
 
 from data_prep.config import REPO_ROOT
 from pipeline import paths, progress
 from pipeline.done import load_done
 from pipeline.frozen import read_frozen, write_frozen
+from pipeline.local import stage_environment
 from pipeline.plan import freeze
+from pipeline.profiles import find_mpiexec
 from pipeline.stages import StageError, find_inputs
 from pipeline.stopping import EXIT_PREEMPTED
 from tigan.networks import Segmenter
@@ -175,6 +180,62 @@ def _open_writer(pipe: Path, reader: subprocess.Popen[bytes]) -> int:
         except OSError:  # nobody reads it yet
             time.sleep(0.02)
     raise AssertionError("the stage ended before it read its input")
+
+
+def pack_on_two_ranks(run_dir: Path, images: Path) -> tuple[Path, list[str]]:
+    """The frozen stage that packs images in Synthia's layout, and its command on two MPI ranks."""
+    mpiexec = find_mpiexec()
+    if mpiexec is None:
+        pytest.skip("no mpiexec (make setup installs mpich)")
+    data = {"synthia_root": str(images), "cityscapes_root": "minicity", "subset": True}
+    folder = frozen_dir(run_dir, "pack_synthia", data=data)
+    return folder, [mpiexec, "-n", "2", *command(folder)]
+
+
+def test_wrong_input_on_any_rank_is_recorded_and_not_to_be_retried(tmp_path: Path) -> None:
+    images = write_synthia(tmp_path / "synthia", 8) / "RAND_CITYSCAPES"
+    write_png(images / "GT/LABELS/0000003.png", np.full((36, 48, 3), 99, np.uint16))
+    folder, packing = pack_on_two_ranks(tmp_path / "run", images)
+    result = subprocess.run(packing, env=stage_environment(1), capture_output=True, text=True)
+    assert result.returncode == 1
+    state = progress.read_state(folder)
+    assert (state["state"], state["may_retry"]) == ("failed", False)
+    assert "0000003.png: unknown label ids 99" in state["message"]
+
+
+def test_a_signal_to_one_rank_of_a_packing_stops_all_of_them(tmp_path: Path) -> None:
+    images = write_synthia(tmp_path / "synthia", 8) / "RAND_CITYSCAPES"
+    pipe = images / "RGB/0000003.png"  # whose header a rank waits for
+    pipe.unlink()
+    os.mkfifo(pipe)
+    folder, packing = pack_on_two_ranks(tmp_path / "run", images)
+    with subprocess.Popen(
+        packing, env=stage_environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        writer = _open_writer(pipe, process)
+        waiting = [pid for pid in _ranks(folder) if _has_open(pid, pipe)]
+        assert len(waiting) == 1
+        os.kill(waiting[0], signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        os.close(writer)
+    assert process.returncode == EXIT_PREEMPTED
+    assert progress.read_state(folder)["state"] == "preempted"
+    assert b"Traceback" not in errors
+
+
+def _ranks(stage_dir: Path) -> list[int]:
+    """The processes that run a stage, without their launcher."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[0] == sys.executable.encode() and str(stage_dir).encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    return any(os.path.realpath(fd) == str(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])

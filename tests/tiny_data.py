@@ -119,7 +119,7 @@ def write_split(
     height, width = samples[0].labels.shape
     claimed = claimed_per_shard or per_shard
     config = PackConfig(height=height, width=width, images_per_shard=claimed)
-    recipe = Recipe(source="synthia", fingerprint="f", pack=config)
+    recipe = Recipe(source="synthia", fingerprint="f", opencv="5", pack=config)
     entries, totals = [], Totals()
     for number, start in enumerate(range(0, len(samples), per_shard)):
         part = samples[start : start + per_shard]

@@ -5,6 +5,7 @@ The sample at a position of a stream, its window, flip and jitter are pure funct
 state to save, resume is exact, and the order does not depend on ranks or workers.
 """
 
+import faulthandler
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,8 +28,6 @@ Indices = NDArray[np.int64]
 Batch = dict[str, "StreamBatch"]
 # Splits the generators of a position (augmentation) from those of an epoch (order).
 _ORDER, _AUGMENT = 0, 1
-# Of the pixels; unlabelled borders and rare things are a few per cent in published data sets.
-_MOST_IGNORED = 0.9
 
 
 class StreamBatch(NamedTuple):
@@ -59,7 +58,7 @@ class Stream:
         return int(self.indices[_order(self.seed, epoch, len(self.indices))[offset]])
 
     def sample(self, position: int) -> tuple[augment.Image, augment.Image | None, str]:
-        """Image u8 [h, w, 3], labels u8 [h, w] or None, and key, augmented; not to be written to."""
+        """Image u8 [h, w, 3], labels u8 [h, w] or None, and key, augmented; read-only."""
         index = self.index_at(position)
         rng = np.random.default_rng([*self.seed, _AUGMENT, position])
         size = (self.split.height, self.split.width)
@@ -150,6 +149,7 @@ class _CountFrom(torch.utils.data.Sampler[int]):
 
 
 def _start_worker(worker: int) -> None:
+    faulthandler.enable()  # a read error under a memory map is a SIGBUS, which says nothing else
     # Slurm signals every process of a step; only the rank itself may act on it.
     preemption.ignore()
     torch.set_num_threads(1)
@@ -159,15 +159,16 @@ def _start_worker(worker: int) -> None:
 def class_table(split: PackedSplit, classes: ClassSet) -> NDArray[np.uint8]:
     """Label id -> class index, uint8 [256]: `lookup_table` for the labels of `split`.
 
-    Raises ValueError where nearly all of its pixels would be ignored: with a class set of other
-    labels a training runs to its end without an error, and has learned nothing.
+    Raises ValueError where fewer than two classes occur: with a class set of other labels a
+    training runs to its end without an error, and has learned nothing.
     """
-    ignored = class_shares(split.statistics.label_pixels, split.source, classes)["ignored"]
-    if ignored > _MOST_IGNORED:
+    shares = class_shares(split.statistics.label_pixels, split.source, classes)
+    found = [name for name, share in shares.items() if share > 0 and name in classes.classes]
+    if len(found) < 2:
         raise ValueError(
-            f"{split.packed_dir}, split {split.split!r}: {100 * ignored:.1f} % of its pixels have "
-            f"labels of no class of class set {classes.name!r} (at most {100 * _MOST_IGNORED:.0f} "
-            "% are taken for meant); set 'classes' to the class set of this data"
+            f"{split.packed_dir}, split {split.split!r}: of class set {classes.name!r} it holds "
+            f"{' and '.join(found) or 'no class'} only, {100 * shares['ignored']:.1f} % of its "
+            "pixels are of no class; set 'classes' to the class set of this data"
         )
     return lookup_table(classes, split.source)
 

@@ -1,5 +1,6 @@
 """Ranks, devices and reductions: the same code for one process, gloo on CPUs and NCCL on GPUs."""
 
+import faulthandler
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -64,6 +65,7 @@ def session(
     """
     global _group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    faulthandler.enable()  # a read error under a memory map is a SIGBUS, which says nothing else
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)  # OpenCV takes all cores otherwise, whatever OMP_NUM_THREADS says
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -15,6 +15,8 @@ from tigan.data import Batch, StepBatches, load_from
 from tigan.metrics import Kind, MetricsLog
 from tigan.networks import ImagePool
 
+_WAIT = "data_wait"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -80,9 +82,10 @@ def fit(training: Training, job: StageJob) -> Fitted:
         )
         values = _one_step(training, waits.next(loader), images, detailed)
         if detailed:
+            means = _over_ranks(values | {_WAIT: waits.share()})
+            log.write(after, "speed", {_WAIT: means.pop(_WAIT)})
             rate = {"learning_rate": training.learning_rate(after)}
-            log.write(after, "train", _over_ranks(values) | rate)
-            log.write(after, "speed", _over_ranks({"data_wait": waits.share()}))
+            log.write(after, "train", means | rate)
         images = after
     log.close()
     per_second = images / max(1e-9, log.seconds)

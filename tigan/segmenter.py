@@ -65,8 +65,8 @@ def _new_segmenter(config: SegmenterConfig, classes: int, split: PackedSplit) ->
     """f before training; it normalises as its backbone was trained, else by the data's own."""
     if config.pretrained != "none":
         return Segmenter(config, classes)
-    statistics = split.statistics
-    return Segmenter(config, classes, statistics.channel_mean, statistics.channel_std)
+    std = [max(value, 1 / 255) for value in split.statistics.channel_std]  # 0: a constant channel
+    return Segmenter(config, classes, split.statistics.channel_mean, std)
 
 
 def _optimizer(config: SegmenterConfig, segmenter: Segmenter) -> torch.optim.Optimizer:
