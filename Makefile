@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # Tests share few cores with each other; more threads than cores make all of them wait.
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test unit slow cluster-tests lint bench cluster cluster-down
+.PHONY: setup demo test unit slow cluster-tests lint bench bench-read bench-pack \
+	bench-submit cluster cluster-down
 
 setup: $(VENV)/.installed
 
@@ -44,6 +45,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup
-	$(BIN)/python tests/bench/reader.py
+bench: bench-read bench-pack bench-submit
+
+# The first time this installs the other formats' libraries into build/bench-venv.
+bench-read: setup
+	$(BIN)/python tests/bench/read.py
+
+bench-pack: setup
+	$(BIN)/python tests/bench/pack.py
+
+bench-submit: setup
 	$(BIN)/python tests/bench/submit.py

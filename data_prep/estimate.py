@@ -37,7 +37,7 @@ class Estimate:
         free, files = free_space(out_dir)
         return (
             f"to pack: {counted(self.images, 'image')} into {counted(self.shards, 'shard')}, "
-            f"{in_gigabytes(self.bytes)} of {in_gigabytes(free)} free"
+            f"{readable_size(self.bytes)} of {readable_size(free)} free"
             + (f", {self.shards + 1:,} files of {files:,} free" if files is not None else "")
             + f"; about {in_minutes(self.seconds)} on {counted(self.ranks, 'rank')}"
             + f" ({1000 * self.seconds_each:.0f} ms an image)"
@@ -49,8 +49,10 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def in_gigabytes(size: int) -> str:
-    """Bytes as GB (10^9), with a digit where it says something."""
+def readable_size(size: int) -> str:
+    """Bytes in MB or GB (10^9), with a digit where it says something."""
+    if size < 1e9:
+        return f"{size / 1e6:,.0f} MB"
     return f"{size / 1e9:,.1f} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
 
 
@@ -84,7 +86,7 @@ def require_space(out_dir: Path, estimate: Estimate) -> None:
     free, files = free_space(out_dir)
     lacks = []
     if estimate.bytes > free:
-        lacks.append(f"{in_gigabytes(estimate.bytes)} needed, {in_gigabytes(free)} free")
+        lacks.append(f"{readable_size(estimate.bytes)} needed, {readable_size(free)} free")
     if files is not None and estimate.shards + 1 > files:
         lacks.append(f"{estimate.shards + 1:,} files needed, {files:,} free")
     if lacks:

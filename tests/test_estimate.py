@@ -10,7 +10,7 @@ import pytest
 from tiny_data import contents, write_cityscapes
 
 from data_prep.config import PackConfig
-from data_prep.estimate import Estimate, in_gigabytes, in_minutes
+from data_prep.estimate import Estimate, in_minutes, readable_size
 from data_prep.pace import Pace
 from data_prep.pack import main, pack
 from data_prep.sources import check_headers
@@ -96,8 +96,8 @@ def test_units() -> None:
         "1.7 h",
         "10.0 h",
     ]
-    assert [in_gigabytes(b) for b in (10**7, 99 * 10**9, 10**13)] == [
-        "0.0 GB",
+    assert [readable_size(b) for b in (10**7, 99 * 10**9, 10**13)] == [
+        "10 MB",
         "99.0 GB",
         "10,000 GB",
     ]
@@ -135,7 +135,7 @@ def test_without_space_nothing_is_begun(
         patch.setattr(os, "statvfs", lambda path: file_system(free, 10**7, files))
         assert main(["synthia", str(synthia_root), str(packed), *OPTIONS, *dry_run]) == 1
     message = capsys.readouterr().err
-    needed = "GB needed, 0.0 GB free" if lacks == "bytes" else "5 files needed, 4 free"
+    needed = "MB needed, 0 MB free" if lacks == "bytes" else "5 files needed, 4 free"
     assert f"error: {packed}: not enough space for 10 images in 4 shards: " in message
     assert message.count("needed") == 1 and needed in message
     assert "make room, choose another directory, or pack at a lower" in message
