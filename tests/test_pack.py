@@ -169,7 +169,7 @@ def test_command_line(
     out, err = capsys.readouterr()
     warning, estimate, last = out.splitlines()
     assert "warning: " in warning and "10" in warning and "9,400" in warning and not err
-    assert estimate.startswith("to pack: 10 images into 4 shards, 0.0 GB of ")
+    assert estimate.startswith("to pack: 10 images into 4 shards, 0 MB of ")
     assert last.startswith("10 images done in ")
     assert main([*arguments, "--height=1"]) == 2
     assert "height" in capsys.readouterr().err
