@@ -211,7 +211,12 @@ def pack(job: PackJob) -> None:
     except BaseException as error:
         if comm.size == 1:
             raise
-        abort_all(comm, error, job.record_end)
+        try:
+            abort_all(comm, error, job.record_end)
+        except BaseException:
+            # A signal in the midst of it: a rank that ended without Abort would wait in MPI's
+            # finalisation for the others, for ever.
+            comm.Abort(1)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

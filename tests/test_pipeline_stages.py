@@ -213,7 +213,8 @@ def test_a_signal_to_one_rank_of_a_packing_stops_all_of_them(tmp_path: Path) -> 
         packing, env=stage_environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         writer = _open_writer(pipe, process)
-        waiting = [pid for pid in _ranks(folder) if _has_open(pid, pipe)]
+        while not (waiting := [pid for pid in _ranks(folder) if _has_open(pid, pipe)]):
+            time.sleep(0.05)
         try:
             for _ in range(20):
                 with contextlib.suppress(ProcessLookupError):
