@@ -192,6 +192,7 @@ def pack_on_two_ranks(run_dir: Path, images: Path) -> tuple[Path, list[str]]:
     return folder, [mpiexec, "-n", "2", *command(folder)]
 
 
+@pytest.mark.slow
 def test_wrong_input_on_any_rank_is_recorded_and_not_to_be_retried(tmp_path: Path) -> None:
     images = write_synthia(tmp_path / "synthia", 8) / "RAND_CITYSCAPES"
     write_png(images / "GT/LABELS/0000003.png", np.full((36, 48, 3), 99, np.uint16))
@@ -203,6 +204,7 @@ def test_wrong_input_on_any_rank_is_recorded_and_not_to_be_retried(tmp_path: Pat
     assert "0000003.png: unknown label ids 99" in state["message"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_of_a_packing_stops_all_of_them(tmp_path: Path) -> None:
     images = write_synthia(tmp_path / "synthia", 8) / "RAND_CITYSCAPES"
     pipe = images / "RGB/0000003.png"  # whose header a rank waits for
