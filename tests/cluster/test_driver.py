@@ -13,6 +13,8 @@ from pathlib import Path
 from cluster import Cluster
 from live_runs import CONFIG, ROOT, SlurmRun
 
+from data_prep.shard_file import read_extents
+
 NewRun = Callable[..., SlurmRun]
 
 
@@ -100,11 +102,11 @@ def test_second_driver_stops(plain: Cluster, new_run: NewRun, tmp_path: Path) ->
 def test_failed_stage_and_the_next_command(plain: Cluster, new_run: NewRun) -> None:
     """Its dependents are cancelled, the report shows what there is, the next command goes on."""
     run = new_run(plain)
-    shard = min(
-        (run.run_dir / "pack_synthia").glob("*train*.h5")
-    )  # its end holds labels: not the gan's
+    shard = min((run.run_dir / "pack_synthia").glob("*train*.h5"))
     good = shard.read_bytes()
-    shard.write_bytes(good[:-2000] + bytes(1000) + good[-1000:])  # same size: only reading tells
+    begin, size = read_extents(shard)["labels"]  # which the gan does not read
+    wrong = bytes(value ^ 1 for value in good[begin : begin + size])
+    shard.write_bytes(good[:begin] + wrong + good[begin + size :])
     run.drive("--stage", "all")
     run.finish(timeout_s=300)
     assert run.state("segmenter")["state"] == "failed" and run.requeues("segmenter") == []
