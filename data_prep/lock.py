@@ -45,10 +45,10 @@ def _try_create(path: Path, content: Holder) -> bool:
     temporary.write_text(json.dumps(content), encoding="utf-8")
     try:
         os.link(temporary, path)
-    except (FileExistsError, FileNotFoundError):  # the holder clears temporary files away
+    except FileExistsError:
         return False
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink()
     return True
 
 
