@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import StageName
-from pipeline.dag import STAGES, Graph
+from pipeline.nodes import STAGES, Graph
 
 Unit = tuple[str, ...]
 

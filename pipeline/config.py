@@ -1,32 +1,22 @@
 """A run's configuration: what is to be learned, at which points, and how this machine runs it."""
 
-import copy
-import itertools
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_prep.config import (
-    ConfigError,
-    Document,
     MiniCityConfig,
     PackConfig,
     StrictModel,
-    load_yaml,
     named_config,
-    parse_model,
-    set_key,
-    set_override,
 )
-from pipeline.hashing import classes_called
 from tigan.config import (
-    EvaluateConfig,
+    AdaptSegNetConfig,
     FinetuneConfig,
+    FinetuneSegmenterConfig,
     GanConfig,
+    Method,
     SegmenterConfig,
     TrainingConfig,
 )
@@ -39,11 +29,18 @@ StageName = Literal[
     "segmenter",
     "gan",
     "finetune",
+    "finetune_segmenter",
+    "adaptsegnet",
+    "oracle",
     "evaluate",
     "report",
 ]
 MINICITY = "minicity"
-SWEPT_STAGES = ("segmenter", "gan", "finetune", "evaluate")
+# Section of the run config -> the methods that cannot do without it.
+_NEEDED_BY = {
+    "finetune_segmenter": ("finetuned_segmenter", "both"),
+    "adaptsegnet": ("adaptsegnet",),
+}
 
 
 class DataConfig(StrictModel):
@@ -70,9 +67,12 @@ class PackConfigs(StrictModel):
 
 
 class ReportConfig(StrictModel):
-    """How the report is headed."""
+    """How the report is headed, and how much it shows."""
 
     title: str = Field(default="Task-informed GAN", min_length=1, description="of the page")
+    panels: int = Field(
+        default=6, ge=0, description="val images shown: those of the best, median and worst gain"
+    )
 
 
 class RunConfig(StrictModel):
@@ -91,7 +91,13 @@ class RunConfig(StrictModel):
         default=0.1, ge=0.0, lt=1.0, description="share of the real train images held out"
     )
     finetune: FinetuneConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
+    finetune_segmenter: FinetuneSegmenterConfig | None = None
+    adaptsegnet: AdaptSegNetConfig | None = None
+    methods: list[Method] = Field(
+        default=["source_only", "cyclegan", "cyclegan_matched", "task_informed"],
+        min_length=1,
+        description="the rows of the table; a point that is to have others sweeps this key",
+    )
     report: ReportConfig = ReportConfig()
     training: TrainingConfig = TrainingConfig()
     stage_training: dict[StageName, TrainingConfig] = Field(
@@ -102,6 +108,30 @@ class RunConfig(StrictModel):
         description="blocks of dotted key -> value or list of values: the product within a block, "
         "the union over blocks; a value that is itself a list stands in a list of lists",
     )
+
+    @model_validator(mode="after")
+    def _methods_have_settings(self) -> "RunConfig":
+        for section, methods in _NEEDED_BY.items():
+            wanted = [method for method in self.methods if method in methods]
+            if wanted and getattr(self, section) is None:
+                raise ValueError(
+                    f"{section}: not given, but methods lists {wanted[0]}; add the section, or "
+                    "take the method out"
+                )
+        if self.adaptsegnet is not None:
+            self._same_crop_fits_real("adaptsegnet")
+        if "oracle" in self.methods or self.finetune_segmenter is not None:
+            self._same_crop_fits_real("oracle and finetune_segmenter")
+        return self
+
+    def _same_crop_fits_real(self, users: str) -> None:
+        """f's crop is taken of real images too. Raises ValueError where it is too large."""
+        crop, real = self.segmenter.crop, self.pack.cityscapes
+        if crop[0] > real.height or crop[1] > real.width:
+            raise ValueError(
+                f"segmenter.crop: {crop} does not fit into the images of pack.cityscapes "
+                f"([{real.height}, {real.width}]), which {users} need; expected at most that"
+            )
 
     @model_validator(mode="after")
     def _crops_fit(self) -> "RunConfig":
@@ -159,9 +189,10 @@ class RunConfig(StrictModel):
                 f"pack.synthia.val_images ({held_out})"
             )
         left = int(self.minicity.train_images * (1 - self.selection_fraction))
-        if self.data.cityscapes_root == MINICITY and self.finetune.labels > left:
+        labels = self.finetune.labels
+        if self.data.cityscapes_root == MINICITY and isinstance(labels, int) and labels > left:
             raise ValueError(
-                f"finetune.labels: {self.finetune.labels} asked for, but about {left} train images "
+                f"finetune.labels: {labels} asked for, but about {left} train images "
                 "are left beside the selection split (minicity.train_images, selection_fraction)"
             )
         return self
@@ -174,130 +205,9 @@ class RunConfig(StrictModel):
         return self.training.model_copy(update=own.model_dump(include=own.model_fields_set))
 
 
-@dataclass(frozen=True)
-class Point:
-    """One setting of the swept keys: the whole config there, and what differs from the base."""
-
-    config: RunConfig
-    changed: Mapping[str, Any]
-
-    def changed_in(self, stages: tuple[str, ...]) -> dict[str, Any]:
-        """The changed keys that belong to any of `stages`."""
-        return {k: v for k, v in self.changed.items() if k.partition(".")[0] in stages}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A validated run: its base config and its points (at least one)."""
-
-    config: RunConfig
-    points: list[Point]
-
-
 def config_path(name_or_path: str, folder: str) -> Path:
     """A file as given, or `configs/FOLDER/NAME.yaml` for a bare name. Raises `ConfigError`."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     return named_config(folder, name_or_path)
-
-
-def load_run(path: Path, assignments: list[str], sweep: Path | None = None) -> Run:
-    """Read a run config, apply `--set` and `--sweep`, expand the points. Raises `ConfigError`."""
-    document = load_yaml(path)
-    if sweep is not None:
-        blocks = load_yaml(sweep)
-        if set(blocks.tree) != {"sweep"}:
-            raise ConfigError(f"{sweep}: expected the one key 'sweep', found {list(blocks.tree)}")
-        set_key(document, ("sweep",), blocks.tree["sweep"], str(sweep))
-    for assignment in assignments:
-        set_override(document, assignment)
-    run = expand(document)
-    for assignment in assignments:
-        _refuse_if_swept(assignment, run.config.sweep)
-    return run
-
-
-def _refuse_if_swept(assignment: str, sweep: list[dict[str, Any]]) -> None:
-    """Raise `ConfigError` where one `--set` gives a key that the sweep sets at its points."""
-    given = Document({}, "--set")
-    set_override(given, assignment)
-    for key in (key for block in sweep for key in block):
-        if _holds(given.tree, key):
-            values = [value for block in sweep if key in block for value in _values(block[key])]
-            shown = ", ".join(str(value) for value in dict.fromkeys(map(str, values)))
-            raise ConfigError(
-                f"--set {assignment}: {key} is swept: the run config's sweep sets it to {shown}; "
-                "give the values you want in a file of your own with --sweep FILE, or leave the "
-                "sweep out with --set 'sweep=[]' (the single base point)"
-            )
-
-
-def _holds(tree: Any, dotted: str) -> bool:
-    """Whether nested mappings hold a dotted key."""
-    for part in dotted.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def expand(document: Document) -> Run:
-    """Validate the base config and every point of its sweep. Raises `ConfigError`."""
-    base = parse_model(RunConfig, document)
-    classes_called(base.classes)
-    points: dict[str, Point] = {}  # by what differs from the base: blocks may overlap
-    for number, block in enumerate(base.sweep, 1):
-        place = f"{document.place(('sweep', number - 1))}: sweep block {number}"
-        for values in _product(block, place):
-            point = _point(document, base, values, place)
-            points.setdefault(json.dumps(point.changed, sort_keys=True), point)
-    return Run(base, list(points.values()) or [Point(base, {})])
-
-
-def _product(block: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
-    """Every combination of the values of a block. Raises `ConfigError` for keys that cannot be."""
-    choices: list[list[Any]] = []
-    for key, value in block.items():
-        stage, dot, _ = key.partition(".")
-        if stage not in SWEPT_STAGES or not dot:
-            raise ConfigError(
-                f"{place}: {key}: cannot be swept; expected a key of one of "
-                f"{', '.join(SWEPT_STAGES)}, such as finetune.alpha"
-            )
-        values = _values(value)
-        if not values or any(isinstance(item, dict) for item in values):
-            raise ConfigError(f"{place}: {key}: expected a value or a list, found {value!r}")
-        choices.append(values)
-    return [dict(zip(block, values, strict=True)) for values in itertools.product(*choices)]
-
-
-def _values(value: Any) -> list[Any]:
-    """The values of a swept key: one that is no list stands for itself."""
-    return value if isinstance(value, list) else [value]
-
-
-def _point(document: Document, base: RunConfig, values: Mapping[str, Any], place: str) -> Point:
-    """The config at one point, and those of its values that differ from the base."""
-    own = _without_sweep(document)
-    for key, value in values.items():
-        set_key(own, tuple(key.split(".")), value, f"{place}, {key}={value}")
-    config = parse_model(RunConfig, own)
-    changed = {
-        key: value_at(config, key) for key in values if value_at(config, key) != value_at(base, key)
-    }
-    return Point(config, changed)
-
-
-def _without_sweep(document: Document) -> Document:
-    """A copy of `document` without its sweep; keys set in it do not change `document`."""
-    tree = copy.deepcopy({k: v for k, v in document.tree.items() if k != "sweep"})
-    return Document(tree, document.source, dict(document.places))
-
-
-def value_at(config: RunConfig, dotted: str) -> Any:
-    """The validated value of a dotted key, such as `gan.generator.width`."""
-    tree: Any = config.model_dump(include={dotted.partition(".")[0]})
-    for part in dotted.split("."):
-        tree = tree[part]
-    return tree

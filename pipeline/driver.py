@@ -16,12 +16,13 @@ from data_prep.config import ConfigError, parse_yaml
 from pipeline import jobs_table, launch, lock, paths, progress, slurm, status, submit
 from pipeline.arrange import Batch
 from pipeline.batches import BatchRecord, load_batches
-from pipeline.config import Run, config_path, expand, load_run
+from pipeline.config import config_path
 from pipeline.display import Display
 from pipeline.frozen import load_run_record, write_run_record
 from pipeline.local import Outcome, Scheduler
 from pipeline.plan import Plan, make_plan, prepare
 from pipeline.profiles import LocalProfile, Profile, SlurmProfile, load_profile
+from pipeline.sweep import Run, expand, load_run
 
 _FOLLOW_EVERY_S = 5.0
 _FOLLOW_SLURM_EVERY_S = 30.0  # every reading asks the scheduler of many
@@ -57,8 +58,7 @@ def _account(args: argparse.Namespace, profile: SlurmProfile) -> str | None:
 def _load(args: argparse.Namespace, profile: Profile) -> tuple[Run, Path]:
     """The run as configured on the command line, and its directory. Raises `ConfigError`."""
     path = config_path(args.config or profile.run, "runs")
-    sweep = config_path(args.sweep, "sweeps") if args.sweep else None
-    run = load_run(path, args.set, sweep)
+    run = load_run(path, args.set, [config_path(name, "sweeps") for name in args.sweep])
     return run, args.run_dir or paths.run_dir(run.config.name)
 
 
@@ -262,7 +262,9 @@ def show_status(args: argparse.Namespace) -> int:
             records = load_batches(run_dir)
             # Slurm before the disk: what ends in between is then done, and not lost.
             seen = _ask(records)
-            plan = make_plan(run, run_dir, "all", load_profile(args.partition))
+            plan = make_plan(
+                run, run_dir, "all", load_profile(args.partition), compare_weights=False
+            )
             is_active = _show_jobs(plan, records, seen) if seen else _show_processes(plan)
             if not args.follow or not is_active:
                 return 0

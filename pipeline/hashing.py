@@ -11,8 +11,16 @@ from data_prep.config import ClassSet, ConfigError, load_class_set, named_config
 from pipeline.done import digest_of
 
 # Class sets matter to these; their colours only to the stages that draw pictures.
-CLASS_STAGES = ("segmenter", "finetune", "evaluate", "report")
-COLOUR_STAGES = ("evaluate", "report")
+CLASS_STAGES = (
+    "segmenter",
+    "finetune",
+    "finetune_segmenter",
+    "adaptsegnet",
+    "oracle",
+    "evaluate",
+    "report",
+)
+COLOUR_STAGES = ("report",)
 
 
 def science_hash(

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import batches, paths, progress, slurm
 from pipeline.arrange import Batch
 from pipeline.batches import BatchRecord
-from pipeline.dag import Graph, Node
+from pipeline.nodes import Graph, Node
 from pipeline.plan import Plan
 from pipeline.profiles import SlurmLayout, SlurmProfile
 from pipeline.slurm import Ended, Queued
@@ -59,7 +59,7 @@ def _node_hours(plan: Plan, unit: Sequence[str], layout: SlurmLayout) -> float |
 
 def _images(node: Node) -> int | None:
     """Images that a training stage goes through."""
-    own = node.science.get(node.stage)
+    own = node.science.get("segmenter" if node.stage == "oracle" else node.stage)
     return own.get("images") if isinstance(own, dict) else None
 
 

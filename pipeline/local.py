@@ -13,8 +13,9 @@ from types import FrameType
 
 from data_prep.config import REPO_ROOT
 from pipeline import paths, progress
-from pipeline.dag import Node, priorities
+from pipeline.dag import priorities
 from pipeline.display import Display
+from pipeline.nodes import Node
 from pipeline.plan import Plan, freeze, is_finished
 from pipeline.profiles import LocalProfile, Resources, find_mpiexec
 from pipeline.stopping import EXIT_PREEMPTED

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from data_prep import atomic
 from data_prep.config import ConfigError
-from pipeline import paths, progress
-from pipeline.config import MINICITY, Run, RunConfig
-from pipeline.dag import KINDS, STAGE_VERSION, STAGES, Graph, Node, build_graph, root_of, select
+from pipeline import paths, progress, weights
+from pipeline.config import MINICITY, RunConfig
+from pipeline.dag import KINDS, root_of, select
 from pipeline.done import load_done, read_done
 from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, write_frozen
 from pipeline.hashing import pretrained_file, weights_digest
+from pipeline.nodes import STAGE_VERSION, STAGES, Graph, Node
 from pipeline.profiles import LocalProfile, Profile, find_mpiexec
 from pipeline.stale import Found, State, decide
+from pipeline.sweep import Run
 
 
 @dataclass
@@ -32,19 +34,24 @@ class Plan:
 
 
 def make_plan(
-    run: Run, run_dir: Path, stage: str, profile: Profile, forced: Collection[str] = ()
+    run: Run,
+    run_dir: Path,
+    stage: str,
+    profile: Profile,
+    forced: Collection[str] = (),
+    *,
+    compare_weights: bool = True,
 ) -> Plan:
     """Hold `run` against what lies in `run_dir`.
 
-    Raises `ConfigError` for a wrong stage name, and for a file of backbone weights that is missing
-    and that no finished segmenter has read.
+    `compare_weights`: also whether files of backbone weights fit, which takes some seconds.
+    Raises `ConfigError` for a wrong stage name.
     """
     for name in ({stage} - {"all"}) | set(forced):
         if name not in STAGES:
             raise ConfigError(f"no stage {name!r}; there are: {', '.join(STAGES)}")
     raw, trouble = _raw_hashes(run.config, run_dir)
-    weights = _kept_weights(run, run_dir)
-    graph = build_graph(run, raw, weights)
+    graph = weights.graph_of(run, raw, _kept_weights(run, run_dir))
     found = {name: look(run_dir, node) for name, node in graph.items()}
     states = decide(graph, found, forced)
     todo = select(graph, {name for name, s in states.items() if s.kind == "done"}, stage)
@@ -57,8 +64,11 @@ def make_plan(
             plan.problems.append(message)
         elif states[f"pack_{kind}"].kind == "done" and root_of(run.config, kind) is not None:
             plan.warnings.append(f"{message}; pack_{kind} is done and is kept")
-    for path in weights:
+    for path in weights.missing_files(run):
         _note_missing_weights(plan, path)
+    misfits, unchecked = weights.check(graph, todo) if compare_weights else ([], [])
+    plan.problems += misfits
+    plan.warnings += unchecked
     for name in todo:
         found_here = _rank_problems(graph[name], profile)
         plan.problems += [line for line in found_here if line not in plan.problems]
@@ -142,11 +152,12 @@ def _note_missing_weights(plan: Plan, path: str) -> None:
     """A missing file of backbone weights: a problem for segmenters to train, else a warning."""
     users = [n for n, node in plan.graph.items() if pretrained_file(node.science) == Path(path)]
     unmade = [name for name in users if name in plan.todo]
+    done = [name for name in users if plan.states[name].kind == "done"]
     message = f"segmenter.pretrained: no file {path}"
     if unmade:
-        plan.problems.append(f"{message}; {unmade[0]} is to be trained from it: put it back")
-    else:
-        plan.warnings.append(f"{message}; {', '.join(users)}: done, and kept")
+        plan.problems.append(f"{message}; {unmade[0]} is to start from it: correct the path")
+    elif done:
+        plan.warnings.append(f"{message}; {', '.join(done)}: done, and kept")
 
 
 def _fingerprint(root: str | None, kind: str) -> tuple[str, str]:
@@ -180,21 +191,32 @@ def _rank_problems(node: Node, profile: Profile) -> list[str]:
             f"{node.stage}: no mpiexec: packing with {ranks} ranks needs MPI; install the extra "
             f"'mpi', or set stages.{node.stage}.ranks of the profile to 1"
         ]
-    gan, finetune = node.config.gan, node.config.finetune
+    return [
+        f"{key}: {size} images cannot be shared evenly by {ranks} ranks; set {key} to a multiple "
+        f"of {ranks}, or give stages.{node.stage} of the profile a divisor of {size} as its ranks"
+        for key, size in global_batches(node.config, node.stage).items()
+        if size % ranks
+    ]
+
+
+def global_batches(config: RunConfig, stage: str) -> dict[str, int]:
+    """Dotted key -> images of each batch of a stage, which its ranks share."""
+    f, finetune = config.segmenter, config.finetune
+    further, adapted = config.finetune_segmenter, config.adaptsegnet
     batches: dict[str, dict[str, int]] = {
-        "segmenter": {"segmenter.batch_size": node.config.segmenter.batch_size},
-        "gan": {"gan.batch_size": gan.batch_size},
+        "segmenter": {"segmenter.batch_size": f.batch_size},
+        "oracle": {"segmenter.batch_size": f.batch_size},
+        "gan": {"gan.batch_size": config.gan.batch_size},
         "finetune": {
             "finetune.batch_size": finetune.batch_size,
             "finetune.labelled_per_step": finetune.labelled_per_step,
         },
+        "finetune_segmenter": (
+            {"finetune_segmenter.batch_size": further.batch_size} if further else {}
+        ),
+        "adaptsegnet": {"adaptsegnet.batch_size": adapted.batch_size} if adapted else {},
     }
-    return [
-        f"{key}: {size} images cannot be shared evenly by {ranks} ranks; set {key} to a multiple "
-        f"of {ranks}, or give stages.{node.stage} of the profile a divisor of {size} as its ranks"
-        for key, size in batches.get(node.stage, {}).items()
-        if size % ranks
-    ]
+    return batches.get(stage, {})
 
 
 def prepare(plan: Plan) -> list[str]:
@@ -226,7 +248,7 @@ def supersede(plan: Plan, node: Node) -> str:
 
 def freeze(plan: Plan, node: Node, profile: Profile) -> Path:
     """Write a node's `config.yaml`; returns its directory. Its data and inputs must be known."""
-    assert node.hash is not None, f"{node.name}: its data is not there"
+    assert node.hash is not None, f"{node.name}: what it is made from is not there"
     resources = profile.resources(node.stage)
     pretrained = pretrained_file(node.science)
     inputs = {

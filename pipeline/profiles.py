@@ -33,7 +33,15 @@ def _is_single(stage: StageName) -> bool:
     return stage.startswith("render_") or stage == "report"
 
 
-_ON_GPUS = ("segmenter", "gan", "finetune", "evaluate")
+_ON_GPUS = (
+    "segmenter",
+    "gan",
+    "finetune",
+    "finetune_segmenter",
+    "adaptsegnet",
+    "oracle",
+    "evaluate",
+)
 
 
 class StageResources(StrictModel):

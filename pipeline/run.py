@@ -54,7 +54,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override keys of the run config, such as gan.images=800; may be given again",
     )
-    p.add_argument("--sweep", metavar="FILE", help="replaces the run config's sweep")
+    p.add_argument(
+        "--sweep",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files in configs/sweeps or of your own: together they replace the run config's sweep",
+    )
     p.add_argument("--dry-run", action="store_true", help="print the plan; start nothing")
     p.add_argument(
         "--follow",

@@ -5,7 +5,16 @@ from typing import Literal
 from pydantic import Field
 
 from data_prep.config import PackConfig, StrictModel
-from tigan.config import EvaluateStage, FinetuneStage, GanStage, ReportStage, SegmenterStage
+from tigan.config import (
+    AdaptSegNetStage,
+    EvaluateStage,
+    FinetuneSegmenterStage,
+    FinetuneStage,
+    GanStage,
+    OracleStage,
+    ReportStage,
+    SegmenterStage,
+)
 
 
 class RenderSynthiaStage(StrictModel):
@@ -42,6 +51,9 @@ SCIENCE: dict[str, type[StrictModel]] = {
     "segmenter": SegmenterStage,
     "gan": GanStage,
     "finetune": FinetuneStage,
+    "finetune_segmenter": FinetuneSegmenterStage,
+    "adaptsegnet": AdaptSegNetStage,
+    "oracle": OracleStage,
     "evaluate": EvaluateStage,
     "report": ReportStage,
 }

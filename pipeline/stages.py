@@ -18,7 +18,6 @@ from pathlib import Path
 from data_prep import atomic
 from data_prep.config import ConfigError, Document, StrictModel, parse_model
 from pipeline import paths, prep, progress
-from pipeline.dag import STAGE_VERSION
 from pipeline.done import (
     DoneRecord,
     OutputRecord,
@@ -30,6 +29,7 @@ from pipeline.done import (
 )
 from pipeline.frozen import FrozenStage, read_frozen
 from pipeline.hashing import science_hash
+from pipeline.nodes import STAGE_VERSION
 from pipeline.science import SCIENCE
 from pipeline.stopping import (
     EXIT_PREEMPTED,
@@ -248,6 +248,18 @@ def _finetune(job: StageJob) -> StageResult:
     return finetune.run(job)
 
 
+def _finetune_segmenter(job: StageJob) -> StageResult:
+    from tigan import finetune_segmenter
+
+    return finetune_segmenter.run(job)
+
+
+def _adaptsegnet(job: StageJob) -> StageResult:
+    from tigan import adaptsegnet
+
+    return adaptsegnet.run(job)
+
+
 def _evaluate(job: StageJob) -> StageResult:
     from tigan import evaluate
 
@@ -260,13 +272,17 @@ def _report(job: StageJob) -> StageResult:
     return report.run(job)
 
 
-_SAVE_FIRST = ("segmenter", "gan", "finetune")  # the others have nothing to save when they stop
+# The others have nothing to save when they stop.
+_SAVE_FIRST = ("segmenter", "gan", "finetune", "finetune_segmenter", "adaptsegnet", "oracle")
 
 # Functions, not module names: a stage's code is imported inside its call, and found by tools.
 _LEARNING: dict[str, Callable[[StageJob], StageResult]] = {
     "segmenter": _segmenter,
     "gan": _gan,
     "finetune": _finetune,
+    "finetune_segmenter": _finetune_segmenter,
+    "adaptsegnet": _adaptsegnet,
+    "oracle": _segmenter,  # the same training, on other images
     "evaluate": _evaluate,
     "report": _report,
 }

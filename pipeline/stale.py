@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.dag import STAGE_VERSION, Graph, Node
 from pipeline.done import DoneRecord
+from pipeline.nodes import STAGE_VERSION, Graph, Node
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _decide_node(
     """The state of one node, those of its inputs being known."""
     own = found[node.name]
     if node.hash is None:
-        return State("run", "its data is not there")
+        return State("run", "what it is made from is not there")
     if not own.has_content:
         if node.stage.startswith("render_") and _pack_stands(graph, node, found, forced):
             return State("done", "the rendered images are gone; their pack is kept")

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep import atomic
 from pipeline import paths, progress
-from pipeline.dag import Graph
+from pipeline.nodes import Graph
 from pipeline.plan import Plan
 from pipeline.profiles import Profile
 from pipeline.stale import State

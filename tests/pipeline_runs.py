@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import Document, load_yaml, set_key
-from pipeline.config import Run, expand
-from pipeline.dag import Node
 from pipeline.done import DoneRecord, combined, digest_of, load_done, write_done
+from pipeline.nodes import Node
 from pipeline.plan import Plan, freeze, make_plan, prepare
 from pipeline.profiles import LocalProfile, Resources
+from pipeline.sweep import Run, expand
 
 PROFILE = LocalProfile(kind="local", run="minicity")
 RUN_CONFIG = Path(__file__).with_name("pipeline_run.yaml")

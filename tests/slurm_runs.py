@@ -11,10 +11,10 @@ from pipeline_runs import finish
 
 from pipeline import batches, launch, submit
 from pipeline.batches import BatchRecord
-from pipeline.config import Run
 from pipeline.plan import Plan, make_plan
 from pipeline.profiles import SlurmLayout, SlurmProfile
 from pipeline.slurm import Queued
+from pipeline.sweep import Run
 
 
 def slurm_profile(**keys: Any) -> SlurmProfile:

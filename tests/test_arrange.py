@@ -12,7 +12,8 @@ from pipeline_runs import tiny_run
 
 from pipeline.arrange import Batch, Dependency, arrange
 from pipeline.config import StageName
-from pipeline.dag import Graph, build_graph
+from pipeline.dag import build_graph
+from pipeline.nodes import Graph
 
 SEEDS = [{"gan.seed": [0, 1, 2, 3]}]
 

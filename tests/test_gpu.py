@@ -7,9 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_jobs import finetune_science, gan_science, job, segmenter_science
+from tiny_jobs import (
+    adaptsegnet_science,
+    finetune_science,
+    finetune_segmenter_science,
+    gan_science,
+    job,
+    oracle_science,
+    segmenter_science,
+)
 
-from tigan import distributed, evaluate, finetune, gan, segmenter
+from tigan import (
+    adaptsegnet,
+    distributed,
+    evaluate,
+    finetune,
+    finetune_segmenter,
+    gan,
+    segmenter,
+)
 from tigan.config import EvaluateStage
 
 pytestmark = [
@@ -32,6 +48,9 @@ def test_all_stages_on_one_gpu(
         roles |= {"segmenter": tmp_path / "segmenter", "gan": tmp_path / "gan"}
         finetune.run(job(tmp_path / "finetune", finetune_science(), roles))
         roles |= {"translator": tmp_path / "finetune"}
+        segmenter.run(job(tmp_path / "oracle", oracle_science(precision=precision), roles))
+        adaptsegnet.run(job(tmp_path / "adaptsegnet", adaptsegnet_science(), roles))
+        finetune_segmenter.run(job(tmp_path / "both", finetune_segmenter_science(), roles))
         task = EvaluateStage(classes="cityscapes19", method="task_informed")
         result = evaluate.run(job(tmp_path / "evaluate", task, roles))
     assert all(0 <= float(value) <= 1 for value in result.figures.values())

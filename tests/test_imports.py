@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("data_prep", "tigan", "pipeline")
 MODULES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-STAGES = {"segmenter", "gan", "finetune", "evaluate", "report"}
+STAGES = {
+    "segmenter",
+    "gan",
+    "finetune",
+    "finetune_segmenter",
+    "adaptsegnet",
+    "evaluate",
+    "report",
+}
 SHARED_PREP = {"listing", "shards", "atomic", "labels", "config"}
 HEAVY = {"torch", "torchvision", "numpy", "cv2", "h5py", "matplotlib"}
 SLURM_AWARE = {"distributed.py", "preemption.py"}

@@ -296,6 +296,6 @@ def test_stages_of_booster_are_as_its_profile_says(tmp_path: Path) -> None:
         "segmenter": [4, 4, 12, 1440],
         "gan": [1, 4, 12, 1440],
         "finetune": [1, 4, 12, 1440],
-        "evaluate": [1, 4, 12, 120],
+        "evaluate": [1, 4, 12, 60],
         "report": [1, 1, 12, 60],
     }

@@ -16,9 +16,9 @@ from tiny_data import write_cityscapes, write_synthia
 from data_prep.config import REPO_ROOT
 from data_prep.processes import identity
 from pipeline import driver, local, lock, progress, run, status
-from pipeline.config import Run, load_run
 from pipeline.frozen import write_run_record
 from pipeline.plan import freeze
+from pipeline.sweep import Run, load_run
 
 HEAVY = ("torch", "numpy", "cv2", "h5py", "matplotlib")
 

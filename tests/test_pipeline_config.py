@@ -7,16 +7,17 @@ from pipeline_runs import RUN_CONFIG, tiny_run
 
 from data_prep.config import CONFIGS, ConfigError
 from pipeline import paths
-from pipeline.config import load_run
+from pipeline.config import config_path
 from pipeline.profiles import LocalProfile, StageResources, load_profile
+from pipeline.sweep import load_run
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "runs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_runs_are_valid_and_named_like_their_file(path: Path) -> None:
     run = load_run(path, [])
     assert run.config.name == path.stem
-    alphas = {point.config.finetune.alpha for point in run.points}
-    assert 0.0 in alphas and len(alphas) > 1  # every treatment has its matched control
+    for point in run.points:  # every treatment has its matched control
+        assert {"cyclegan_matched", "task_informed"} <= set(point.config.methods)
 
 
 def test_set_overrides_and_is_read_as_yaml() -> None:
@@ -85,10 +86,10 @@ def test_set_of_a_swept_key_counts_without_the_sweep(tmp_path: Path) -> None:
         assert run.points[0].config.finetune.alpha == 0.9
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text("sweep:\n  - {gan.seed: [0, 1]}\n")
-    points = load_run(RUN_CONFIG, ["finetune.alpha=0.9"], sweep).points
+    points = load_run(RUN_CONFIG, ["finetune.alpha=0.9"], [sweep]).points
     assert [point.config.finetune.alpha for point in points] == [0.9, 0.9]
     with pytest.raises(ConfigError, match=r"gan\.seed is swept"):
-        load_run(RUN_CONFIG, ["gan.seed=3"], sweep)
+        load_run(RUN_CONFIG, ["gan.seed=3"], [sweep])
 
 
 def test_sweep_is_product_within_and_union_over_blocks() -> None:
@@ -137,10 +138,10 @@ def test_wrong_sweeps_are_named(block: dict[str, object], part: str) -> None:
 def test_sweep_file_replaces_the_sweep(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("sweep:\n  - {finetune.alpha: [0.1, 0.9]}\n")
-    assert [p.config.finetune.alpha for p in load_run(RUN_CONFIG, [], path).points] == [0.1, 0.9]
+    assert [p.config.finetune.alpha for p in load_run(RUN_CONFIG, [], [path]).points] == [0.1, 0.9]
     path.write_text("blocks: []\n")
     with pytest.raises(ConfigError, match="expected the one key 'sweep'"):
-        load_run(RUN_CONFIG, [], path)
+        load_run(RUN_CONFIG, [], [path])
 
 
 def test_training_of_a_stage_takes_only_what_is_restated() -> None:
@@ -184,3 +185,39 @@ def test_default_partition_names_a_shipped_run() -> None:
     profile = load_profile("local")
     assert (CONFIGS / "runs" / f"{profile.run}.yaml").is_file()
     assert profile.resources("render_synthia").slots == profile.parallel
+
+
+def test_several_sweep_files_are_one_sweep(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("sweep:\n  - {finetune.alpha: [0.1, 0.9]}\n")
+    second.write_text("sweep:\n  - {gan.seed: 3}\n  - {finetune.alpha: 0.9}\n")
+    points = load_run(RUN_CONFIG, [], [first, second]).points
+    assert [dict(point.changed) for point in points] == [
+        {"finetune.alpha": 0.1},
+        {"finetune.alpha": 0.9},
+        {"gan.seed": 3},
+    ]
+    second.write_text("sweep: {gan.seed: 3}\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml: expected the one key 'sweep' with a list"):
+        load_run(RUN_CONFIG, [], [first, second])
+
+
+@pytest.mark.parametrize(
+    ("sweep", "config", "points"),
+    [
+        ("labels", "synthia_cityscapes", 36),
+        ("alpha_gamma", "synthia_cityscapes", 36),
+        ("labels_small", "minicity", 15),
+        ("labels_small", "photos", 15),
+    ],
+)
+def test_shipped_sweeps_fit_their_run_configs(sweep: str, config: str, points: int) -> None:
+    file = config_path(sweep, "sweeps")
+    run = load_run(config_path(config, "runs"), [], [file])
+    assert len(run.points) == points
+
+
+@pytest.mark.parametrize("labels", ["0%", "101%", "5 %", "five", 0])
+def test_labels_are_a_number_or_a_share(labels: int | str) -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.labels.*expected"):
+        load_run(RUN_CONFIG, [f"finetune.labels={labels}"])

@@ -9,10 +9,12 @@ from pipeline_runs import tiny_run
 
 import data_prep.config
 from data_prep.config import CONFIGS, ConfigError
-from pipeline import dag
-from pipeline.config import Run, RunConfig
-from pipeline.dag import Graph, build_graph, priorities, select
+from pipeline import nodes
+from pipeline.config import RunConfig
+from pipeline.dag import build_graph, priorities, select
 from pipeline.hashing import science_hash
+from pipeline.nodes import Graph
+from pipeline.sweep import Run
 
 KNOWN: dict[str, str | None] = {"synthia": "s", "cityscapes": "c"}
 
@@ -78,6 +80,91 @@ def test_alpha_scales_makes_no_difference_at_alpha_0() -> None:
     assert sum(node.stage == "finetune" for node in graph_of(sweep).values()) == 3
 
 
+BASELINES: dict[str, Any] = {
+    "finetune_segmenter": {"images": 100, "learning_rate": 1e-3},
+    "adaptsegnet": {"images": 100},
+}
+
+
+def test_every_method_has_the_stages_it_needs() -> None:
+    methods = ["cyclegan_matched", "task_informed", "finetuned_segmenter", "both"]
+    graph = graph_of(methods=[*methods, "adaptsegnet", "oracle"], **BASELINES)
+    packs = {"synthetic": "pack_synthia", "real": "pack_cityscapes"}
+    used = {
+        node.science["method"]: {k: v for k, v in node.inputs.items() if k not in packs}
+        for node in graph.values()
+        if node.stage == "evaluate"
+    }
+    control = "finetune/finetune.alpha=0.0"
+    assert used == {
+        "cyclegan_matched": {"segmenter": "segmenter", "translator": control},
+        "task_informed": {"segmenter": "segmenter", "translator": "finetune"},
+        "finetuned_segmenter": {"segmenter": "finetune_segmenter/real"},
+        "both": {"segmenter": "finetune_segmenter/translated", "translator": "finetune"},
+        "adaptsegnet": {"segmenter": "adaptsegnet"},
+        "oracle": {"segmenter": "oracle"},
+    }
+    assert graph["oracle"].inputs == {"real": "pack_cityscapes"}
+    assert graph["adaptsegnet"].inputs == {**packs, "segmenter": "segmenter"}
+    assert graph["finetune_segmenter/real"].inputs == {
+        "real": "pack_cityscapes",
+        "segmenter": "segmenter",
+    }
+    assert graph["finetune_segmenter/translated"].inputs["translator"] == "finetune"
+
+
+def test_a_baseline_hangs_on_its_own_keys_only() -> None:
+    sweep = [{"finetune.alpha": [0.1, 0.5], "gan.seed": [0, 1], "finetune.draw": [0, 1]}]
+    graph = graph_of(sweep, methods=["finetuned_segmenter", "oracle", "adaptsegnet"], **BASELINES)
+    assert [n for n in graph if graph[n].stage in ("gan", "finetune")] == []
+    assert [n for n in graph if graph[n].stage == "evaluate"] == [
+        "evaluate/finetuned_segmenter",
+        "evaluate/oracle",
+        "evaluate/adaptsegnet",
+        "evaluate/finetuned_segmenter,finetune.draw=1",
+    ]
+
+
+def test_one_control_for_all_weights_of_the_task_loss() -> None:
+    sweep = [{"finetune.alpha": [0.1, 0.5, 0.9], "finetune.gamma": [1.0, 10.0]}]
+    graph = graph_of(sweep, methods=["cyclegan_matched", "task_informed"])
+    finetunes = [n for n in graph if graph[n].stage == "finetune"]
+    assert len(finetunes) == 7
+    assert finetunes.count("finetune/finetune.alpha=0.0") == 1
+
+
+@pytest.mark.parametrize("key", ["finetune_segmenter__images", "adaptsegnet__seed"])
+def test_a_key_of_a_baseline_changes_its_own_stages_only(key: str) -> None:
+    methods = ["source_only", "finetuned_segmenter", "adaptsegnet"]
+    before = hashes(tiny_run(methods=methods, **BASELINES))
+    after = hashes(tiny_run(methods=methods, **BASELINES, **{key: 7}))
+    changed = {name.partition("/")[0] for name in after if after[name] != before[name]}
+    assert changed == {key.partition("__")[0], "evaluate", "report"}
+    assert after["evaluate/source_only"] == before["evaluate/source_only"]
+
+
+def test_methods_can_differ_from_point_to_point() -> None:
+    sweep = [{}, {"segmenter.seed": 1, "methods": [["source_only"]]}]
+    graph = graph_of(sweep)
+    assert [n for n in graph if n.endswith("segmenter.seed=1")] == [
+        "segmenter/segmenter.seed=1",
+        "evaluate/source_only,segmenter.seed=1",
+    ]
+
+
+def test_a_method_without_its_settings_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"adaptsegnet: not given, but methods lists adapt"):
+        tiny_run(methods=["adaptsegnet"])
+    with pytest.raises(ConfigError, match=r"finetune_segmenter: not given, but methods lists both"):
+        tiny_run([{"methods": [["both"]]}])
+
+
+def test_shares_of_labels_are_points_without_percent_signs() -> None:
+    graph = graph_of([{"finetune.labels": ["5%", "0.5%"]}])
+    names = [n for n in graph if graph[n].stage == "finetune"]
+    assert names == ["finetune/finetune.labels=5pct", "finetune/finetune.labels=0.5pct"]
+
+
 def test_gamma_makes_no_difference_at_alpha_0() -> None:
     graph = graph_of([{"finetune.alpha": [0.0, 0.5], "finetune.gamma": [3.0, 10.0, 30.0]}])
     assert [n for n in graph if graph[n].stage == "finetune"] == [
@@ -94,7 +181,7 @@ def test_gamma_makes_no_difference_at_alpha_0() -> None:
     assert other[name].hash == graph[name].hash
     assert other["finetune"].hash != graph["finetune"].hash
     base = graph_of([{"finetune.gamma": [3.0, 5.0]}], finetune__alpha=0.0, finetune__gamma=3.0)
-    assert [n for n in base if base[n].stage == "finetune"] == ["finetune"]
+    assert [n for n in base if base[n].stage == "finetune"] == ["finetune/finetune.alpha=0.0"]
 
 
 def test_unknown_data_leaves_hashes_open_but_nodes_apart() -> None:
@@ -118,7 +205,9 @@ def leaves(model: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+# Not hashed, or (methods, and what only further methods need) tested apart.
 LAUNCH = ("name", "data", "training", "stage_training", "sweep")
+OTHER_METHODS = ("methods", "finetune_segmenter", "adaptsegnet")
 # Values that differ from those of minicity.yaml, where 'the value + 1' is not valid.
 OTHER: dict[str, Any] = {
     "classes": "synthia13",
@@ -146,7 +235,7 @@ OTHER: dict[str, Any] = {
 SCIENCE = {
     key: value
     for key, value in leaves(tiny_run().config.model_dump()).items()
-    if key.partition("__")[0] not in LAUNCH
+    if key.partition("__")[0] not in LAUNCH + OTHER_METHODS
     # tested apart: it names a file
     and key != "segmenter__pretrained"
     # may only be 0
@@ -207,7 +296,7 @@ def test_hashes_do_not_change_from_version_to_version() -> None:
 
 def test_stage_version_changes_the_stage_and_all_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = hashes(tiny_run())
-    monkeypatch.setitem(dag.STAGE_VERSION, "gan", 2)
+    monkeypatch.setitem(nodes.STAGE_VERSION, "gan", 2)
     after = hashes(tiny_run())
     assert {n for n in after if after[n] != before[n]} == {
         "gan",
@@ -281,5 +370,5 @@ def test_longest_path_comes_first() -> None:
 
 
 def test_every_field_of_the_run_config_is_launch_or_science() -> None:
-    owned = {key.partition("__")[0] for key in SCIENCE} | set(LAUNCH)
+    owned = {key.partition("__")[0] for key in SCIENCE} | {*LAUNCH, *OTHER_METHODS}
     assert owned == set(RunConfig.model_fields)

@@ -10,7 +10,7 @@ from pipeline_runs import PROFILE, finish, finish_all, plan, tiny_run
 from tiny_data import write_cityscapes
 
 from data_prep.config import ConfigError, parse_yaml
-from pipeline import dag
+from pipeline import nodes
 from pipeline.done import digest_of, read_done
 from pipeline.frozen import read_frozen, write_yaml
 from pipeline.plan import freeze, is_finished, make_plan, prepare
@@ -56,7 +56,7 @@ def test_changed_science_is_stale_with_its_reason_and_downstream(tmp_path: Path)
 
 def test_stage_version_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish_all(tiny_run(), tmp_path)
-    monkeypatch.setitem(dag.STAGE_VERSION, "segmenter", 99)
+    monkeypatch.setitem(nodes.STAGE_VERSION, "segmenter", 99)
     states = plan(tiny_run(), tmp_path).states
     assert states["segmenter"].reason == "stage version 2 -> 99"
     assert states["gan"].kind == "done"
@@ -301,8 +301,7 @@ def test_weights_file_that_is_gone_keeps_the_segmenter_made_from_it(tmp_path: Pa
     assert plan(run, run_dir).states["segmenter/segmenter.seed=3"].kind == "stale"
     weights.unlink()
     (run_dir / "segmenter" / "segmenter.seed=3" / "done.json").unlink()
-    with pytest.raises(ConfigError, match=r"segmenter\.pretrained: no file"):
-        plan(run, run_dir)
+    assert f"no file {weights}" in plan(run, run_dir).problems[0]
 
 
 def test_unknown_stage_lists_the_stages(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_damaged_weights_of_an_input_are_one_clear_error(tmp_path: Path) -> None
     find_inputs(read_frozen(tmp_path / "report"), tmp_path)  # the report reads no weights
 
 
+@pytest.mark.slow
 def test_signal_ends_an_evaluation_at_once(tmp_path: Path) -> None:
     run = tiny_run(**SMALL)
     finish_all(run, tmp_path)

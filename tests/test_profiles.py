@@ -6,9 +6,11 @@ import pytest
 from slurm_runs import slurm_profile
 
 from data_prep.config import CONFIGS, REPO_ROOT, ConfigError
-from pipeline.config import config_path, load_run
-from pipeline.dag import STAGES
+from pipeline.config import config_path
+from pipeline.nodes import STAGES
+from pipeline.plan import global_batches
 from pipeline.profiles import LocalProfile, SlurmLayout, SlurmProfile, load_profile
+from pipeline.sweep import load_run
 
 SHIPPED = sorted(path.stem for path in (CONFIGS / "partitions").glob("*.yaml"))
 ON_SLURM = [name for name in SHIPPED if name != "local"]
@@ -39,14 +41,10 @@ def test_shipped_profile_has_its_files_and_fits_its_limit(name: str) -> None:
 def test_ranks_divide_the_batches_of_the_default_run(name: str) -> None:
     profile = slurm(name)
     config = load_run(config_path(profile.run, "runs"), []).config
-    sizes = {
-        "segmenter": [config.segmenter.batch_size],
-        "gan": [config.gan.batch_size],
-        "finetune": [config.finetune.batch_size, config.finetune.labelled_per_step],
-    }
     for stage in STAGES:
         ranks = profile.resources(stage).ranks
-        assert not [size for size in sizes.get(stage, []) if size % ranks], stage
+        sizes = global_batches(config, stage)
+        assert not [key for key, size in sizes.items() if size % ranks], stage
 
 
 @pytest.mark.parametrize("name", ["booster", "develbooster"])

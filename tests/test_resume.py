@@ -9,11 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_jobs import finetune_science, gan_science, job, same_state, segmenter_science
+from tiny_jobs import (
+    adaptsegnet_science,
+    finetune_science,
+    finetune_segmenter_science,
+    gan_science,
+    job,
+    oracle_science,
+    same_state,
+    segmenter_science,
+)
 
 from data_prep.config import load_class_set
 from data_prep.shards import PackedSplit
-from tigan import checkpoint, finetune, gan, predict, preemption, segmenter
+from tigan import (
+    adaptsegnet,
+    checkpoint,
+    finetune,
+    finetune_segmenter,
+    gan,
+    predict,
+    preemption,
+    segmenter,
+)
 from tigan.config import StageJob, StageResult
 from tigan.metrics import read
 
@@ -82,16 +100,25 @@ def test_waiting_for_data_is_logged_as_a_share(inputs: dict[str, Path]) -> None:
         assert lines and all(0 < line["values"]["data_wait"] < 1 for line in lines)
 
 
-@pytest.mark.parametrize("name", ["segmenter", "gan", "finetune"])
+@pytest.mark.parametrize(
+    ("stage", "science"),
+    [
+        pytest.param(segmenter.run, segmenter_science(), id="segmenter"),
+        pytest.param(segmenter.run, oracle_science(), id="oracle"),
+        pytest.param(gan.run, gan_science(), id="gan"),
+        pytest.param(finetune.run, finetune_science(), id="finetune"),
+        pytest.param(finetune_segmenter.run, finetune_segmenter_science(), id="both"),
+        pytest.param(adaptsegnet.run, adaptsegnet_science(), id="adaptsegnet"),
+    ],
+)
 def test_resumed_is_straight_bit_for_bit(
-    name: str, tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    stage: Stage,
+    science: Any,
+    tmp_path: Path,
+    inputs: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    science = {
-        "segmenter": segmenter_science(),
-        "gan": gan_science(),
-        "finetune": finetune_science(),
-    }[name]
-    stage: Stage = {"segmenter": segmenter.run, "gan": gan.run, "finetune": finetune.run}[name]
+    inputs = inputs | {"translator": inputs["gan"]}  # which only finetune_segmenter takes
     straight, broken = (job(tmp_path / part, science, inputs) for part in ("straight", "broken"))
     assert run_to_the_end(stage, straight) == 0
     stop_at(monkeypatch, 1, 4)

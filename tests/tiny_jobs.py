@@ -6,9 +6,12 @@ from typing import Any
 import torch
 
 from tigan.config import (
+    AdaptSegNetStage,
     EvaluateStage,
+    FinetuneSegmenterStage,
     FinetuneStage,
     GanStage,
+    OracleStage,
     SegmenterStage,
     StageJob,
     TrainingConfig,
@@ -43,11 +46,25 @@ FINETUNE: dict[str, Any] = {
     "batch_size": 2,
     "labelled_per_step": 2,
 }
+FINETUNE_SEGMENTER: dict[str, Any] = {"images": 12, "batch_size": 2, "learning_rate": 1e-3}
+ADAPTSEGNET: dict[str, Any] = {
+    "images": 12,
+    "batch_size": 2,
+    "learning_rate": 1e-3,
+    "discriminator_learning_rate": 4e-3,
+    "discriminator_width": 4,
+    "lambda_adversarial": 0.1,
+}
 
 
 def job(
     folder: Path,
-    science: SegmenterStage | GanStage | FinetuneStage | EvaluateStage,
+    science: SegmenterStage
+    | GanStage
+    | FinetuneStage
+    | FinetuneSegmenterStage
+    | AdaptSegNetStage
+    | EvaluateStage,
     inputs: dict[str, Path],
     **training: int,
 ) -> StageJob:
@@ -73,6 +90,41 @@ def finetune_science(**changes: Any) -> FinetuneStage:
             "gan": GAN,
             "selection_fraction": 0.3,
             "finetune": FINETUNE | changes,
+            "classes": "cityscapes19",
+        }
+    )
+
+
+def oracle_science(**changes: Any) -> OracleStage:
+    return OracleStage.model_validate(
+        {
+            "segmenter": SEGMENTER | changes,
+            "selection_fraction": 0.3,
+            "classes": "cityscapes19",
+        }
+    )
+
+
+def finetune_segmenter_science(**changes: Any) -> FinetuneSegmenterStage:
+    """`changes` are of the stage's own keys; labels and selection split are those of `finetune`."""
+    return FinetuneSegmenterStage.model_validate(
+        {
+            "finetune_segmenter": FINETUNE_SEGMENTER,
+            "seed": 0,
+            "draw": 0,
+            "labels": FINETUNE["labels"],
+            "selection_fraction": 0.3,
+            "classes": "cityscapes19",
+        }
+        | changes
+    )
+
+
+def adaptsegnet_science(*, selection_fraction: float = 0.3, **changes: Any) -> AdaptSegNetStage:
+    return AdaptSegNetStage.model_validate(
+        {
+            "adaptsegnet": ADAPTSEGNET | changes,
+            "selection_fraction": selection_fraction,
             "classes": "cityscapes19",
         }
     )

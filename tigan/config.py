@@ -5,17 +5,41 @@ its public code; all else is our own choice and says so. Sizes are [height, widt
 batch sizes are global (over all ranks), durations are counted in images.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from data_prep.config import StrictModel
 
+Method = Literal[
+    "source_only",
+    "cyclegan",
+    "cyclegan_matched",
+    "task_informed",
+    "finetuned_segmenter",
+    "both",
+    "adaptsegnet",
+    "oracle",
+]
 Size = Annotated[list[int], Field(min_length=2, max_length=2)]
 Precision = Literal["fp32", "bf16"]
+
+
+def _checked_labels(value: int | str) -> int | str:
+    """Raise ValueError for anything but a positive number or a share of 0 to 100 %."""
+    if isinstance(value, int):
+        if value < 1:
+            raise ValueError(f"{value}: expected 1 or more labelled images")
+    elif not re.fullmatch(r"\d+(\.\d+)?%", value) or not 0 < float(value[:-1]) <= 100:
+        raise ValueError(f"{value!r}: expected a number of images, or a share such as '0.5%'")
+    return value
+
+
+Labels = Annotated[int | str, AfterValidator(_checked_labels)]
 
 
 class SegmenterConfig(StrictModel):
@@ -133,8 +157,10 @@ class FinetuneConfig(StrictModel):
 
     seed: int = Field(default=0, ge=0, description="data order, augmentation, pools")
     draw: int = Field(default=0, ge=0, description="seed of the permutation that picks the labels")
-    labels: int = Field(
-        ge=1, description="labelled real images, nested over sizes: 14 are the first of the 29"
+    labels: Labels = Field(
+        description="labelled real images, nested over sizes: 14 are the first of the 29. A "
+        "number, or a share such as '0.5%' of all train images (14 of Cityscapes' 2,975); '100%' "
+        "is all but the selection split"
     )
     alpha: float = Field(
         ge=0.0, le=1.0, description="weight of the task loss; 0 is plain CycleGAN, bit for bit"
@@ -167,10 +193,42 @@ class FinetuneConfig(StrictModel):
         return self
 
 
-class EvaluateConfig(StrictModel):
-    """Scoring on the val sets, at full-size ground truth."""
+class FinetuneSegmenterConfig(StrictModel):
+    """f itself trained on with the labels: what one would do without the method (a baseline).
 
-    panels: int = Field(default=6, ge=0, description="val images shown as picture panels")
+    All choices are ours. Labels, draw and seed are those of `finetune`, so that the rows pair.
+    """
+
+    images: int = Field(ge=1, description="training length, in images seen")
+    batch_size: int = Field(default=8, ge=2, description="global; 2 at least, for BatchNorm")
+    learning_rate: float = Field(
+        gt=0, description="start of the poly decay; f's own optimizer, started anew"
+    )
+
+
+class AdaptSegNetConfig(StrictModel):
+    """Output-space adaptation of f (Tsai et al., CVPR 2018), unpaired and without labels.
+
+    f is trained on with the cross-entropy on synthetic images, and an adversarial term that makes
+    its outputs on real images look to a discriminator like those on synthetic ones: their
+    single-level variant. 'Tsai' marks the values of the paper and its public code.
+    """
+
+    seed: int = Field(default=0, ge=0, description="discriminator, data order, augmentation")
+    images: int = Field(ge=1, description="training length, in images of each domain")
+    batch_size: int = Field(
+        default=2, ge=2, description="global, per domain (Tsai: 1); 2: BatchNorm"
+    )
+    learning_rate: float = Field(
+        default=2.5e-4, gt=0, description="of f, its own optimizer, poly decay (Tsai: SGD, 2.5e-4)"
+    )
+    discriminator_learning_rate: float = Field(
+        default=1e-4, gt=0, description="Adam, betas 0.9 and 0.99, the same decay (Tsai)"
+    )
+    discriminator_width: int = Field(default=64, ge=4, description="first layer's channels (Tsai)")
+    lambda_adversarial: float = Field(
+        default=1e-3, ge=0, description="weight of the adversarial term (Tsai, single level)"
+    )
 
 
 class TrainingConfig(StrictModel):
@@ -186,6 +244,15 @@ class TrainingConfig(StrictModel):
     num_workers: int = Field(default=0, ge=0, description="loader processes per rank; 0 is inline")
 
 
+SELECTION_FRACTION = Field(
+    default=0.1,
+    ge=0.0,
+    lt=1.0,
+    description="last share of every city's train images, never trained on: the split on which "
+    "choices are made",
+)
+
+
 class SegmenterStage(StrictModel):
     """What the stage 'segmenter' learns from."""
 
@@ -197,13 +264,7 @@ class GanStage(StrictModel):
     """What the stage 'gan' learns from."""
 
     gan: GanConfig
-    selection_fraction: float = Field(
-        default=0.1,
-        ge=0.0,
-        lt=1.0,
-        description="last share of every city's train images, never trained on: the split on "
-        "which choices are made",
-    )
+    selection_fraction: float = SELECTION_FRACTION
 
 
 class FinetuneStage(GanStage):
@@ -213,18 +274,44 @@ class FinetuneStage(GanStage):
     classes: str = Field(description="class set: configs/classes/NAME.yaml")
 
 
+class OracleStage(SegmenterStage):
+    """A segmenter like f, trained on all labelled real images but the selection split."""
+
+    selection_fraction: float = SELECTION_FRACTION
+
+
+class FinetuneSegmenterStage(StrictModel):
+    """What the stage 'finetune_segmenter' learns from."""
+
+    finetune_segmenter: FinetuneSegmenterConfig
+    seed: int = Field(ge=0, description="data order, augmentation")
+    draw: int = Field(ge=0, description="seed of the permutation that picks the labels")
+    labels: Labels
+    selection_fraction: float = SELECTION_FRACTION
+    classes: str = Field(description="class set: configs/classes/NAME.yaml")
+
+
+class AdaptSegNetStage(StrictModel):
+    """What the stage 'adaptsegnet' learns from."""
+
+    adaptsegnet: AdaptSegNetConfig
+    selection_fraction: float = SELECTION_FRACTION
+    classes: str = Field(description="class set: configs/classes/NAME.yaml")
+
+
 class EvaluateStage(StrictModel):
     """What the stage 'evaluate' scores, and what the row is called."""
 
-    evaluate: EvaluateConfig = EvaluateConfig()
     classes: str = Field(description="class set: configs/classes/NAME.yaml")
-    method: Literal["source_only", "cyclegan", "cyclegan_matched", "task_informed"]
+    method: Method
+    selection_fraction: float = SELECTION_FRACTION
 
 
 class ReportStage(StrictModel):
     """What the stage 'report' is about."""
 
     title: str = Field(default="Task-informed GAN", min_length=1, description="heading of the page")
+    panels: int = Field(default=6, ge=0, description="val images shown as picture panels")
     classes: str = Field(description="class set: configs/classes/NAME.yaml")
 
 
@@ -234,7 +321,9 @@ class StageJob:
 
     `inputs` maps a role to the directory of a finished stage:
     segmenter: synthetic; gan: synthetic, real; finetune: synthetic, real, segmenter, gan;
-    evaluate: synthetic, real, segmenter and, where images are translated, translator (the
+    oracle: real; adaptsegnet: synthetic, real, segmenter; finetune_segmenter: real, segmenter and,
+    where f is trained on translated images, translator; evaluate: synthetic, real, segmenter (the
+    directory of any stage that makes one) and, where images are translated, translator (the
     directory of a gan or finetune stage); report: the name of every node of the graph, such as
     'gan' or 'evaluate/cyclegan', whether it is finished or not.
     """

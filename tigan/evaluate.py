@@ -1,70 +1,85 @@
-"""Stage 'evaluate': one row of the poster's table, with and without the uint8 round trip."""
+"""Stage 'evaluate': the scores of one method, with and without the uint8 round trip."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep import atomic
 from data_prep.config import ClassSet, load_class_set
-from data_prep.labels import colour_table
 from data_prep.shards import PackedSplit
 from tigan import checkpoint, distributed, predict, scores
 from tigan.config import EvaluateStage, StageJob, StageResult
-from tigan.data import Indices, class_table
-from tigan.networks import FrozenSegmenter, Generator
+from tigan.data import Indices, class_table, label_count, train_and_selection
 from tigan.predict import Predictor
 
 SCORES = "scores.json"
 
 
+@dataclass(frozen=True)
+class _Set:
+    """Images that are scored together, and whether against labels of full size."""
+
+    name: str
+    split: PackedSplit
+    indices: Indices
+    full_size: bool
+
+
 def run(job: StageJob) -> StageResult:
-    """Score f on the val sets at full-size ground truth; write scores.json and picture panels."""
+    """Score one method; write scores.json.
+
+    It holds a row for each set of images (see `_sets`), of translated val images a second one
+    without the uint8 round trip, and the mIoU of every single real val image. A collective.
+    """
     science: EvaluateStage = job.science
     classes = load_class_set(science.classes)
     segmenter = predict.load_segmenter(job.inputs["segmenter"], classes)
-    real = PackedSplit(job.inputs["real"], "val")
     origin = _origin(job)
-    if science.method == "source_only":
-        synthetic = PackedSplit(job.inputs["synthetic"], "val")
-        rows = [
-            _row(job, classes, origin, "synthia_val", synthetic, segmenter.logits, uint8=True),
-            _row(job, classes, origin, "cityscapes_val", real, segmenter.logits, uint8=True),
-        ]
-        generator = None
-    else:
+    if "translator" in job.inputs:
         _, generator = predict.load_generator(job.inputs["translator"])
-        rows = [
-            _row(
-                job,
-                classes,
-                origin,
-                "cityscapes_val",
-                real,
-                predict.translated(segmenter, generator, uint8=uint8),
-                uint8=uint8,
-            )
-            for uint8 in (True, False)
-        ]
-    shown = predict.evenly(len(real), science.evaluate.panels)
-    pictures: list[str] = []
-    if distributed.group().is_first:
-        pictures = _write_panels(job, classes, real, shown, segmenter, generator)
-        atomic.write_json(
-            job.stage_dir / SCORES,
-            {"rows": rows, "panels": [real.keys[i] for i in shown]},
+        rounded, exact = (
+            predict.translated(segmenter, generator, uint8=uint8) for uint8 in (True, False)
         )
-    return StageResult(
-        [SCORES, *pictures], {f"miou_{row['input']}_{_form(row)}": row["miou"] for row in rows}
-    )
+    else:
+        rounded, exact = segmenter.logits, None  # image files are in 8 bits as they come
+    rows, images = [], []
+    for scored in _sets(job):
+        found = _confusions(scored, rounded, classes)
+        rows.append(_row(origin, classes, scored, found, uint8=True))
+        if scored.name == "cityscapes_val":
+            images = _single_images(scored, found)
+            if exact is not None:
+                found = _confusions(scored, exact, classes)
+                rows.append(_row(origin, classes, scored, found, uint8=False))
+    if distributed.group().is_first:
+        atomic.write_json(job.stage_dir / SCORES, {"rows": rows, "images": images})
+    return StageResult([SCORES], {f"miou_{row['input']}_{_form(row)}": row["miou"] for row in rows})
 
 
 def _form(row: dict[str, Any]) -> str:
     return "uint8" if row["uint8"] else "float"
+
+
+def _sets(job: StageJob) -> list[_Set]:
+    """What is scored: real val; the selection split of real train; else synthetic val too.
+
+    Synthetic images are not translated, so they say something of methods without a translator
+    only. The selection split, of which there are labels at the packed size only, is what alpha,
+    gamma and the like may be chosen on.
+    """
+    val = PackedSplit(job.inputs["real"], "val")
+    train = PackedSplit(job.inputs["real"], "train")
+    _, selection = train_and_selection(train, job.science.selection_fraction)
+    found = [_Set("cityscapes_val", val, np.arange(len(val)), True)]
+    if len(selection):
+        found.append(_Set("cityscapes_selection", train, selection, False))
+    if "translator" not in job.inputs:
+        synthetic = PackedSplit(job.inputs["synthetic"], "val")
+        found.insert(0, _Set("synthia_val", synthetic, np.arange(len(synthetic)), True))
+    return found
 
 
 def _origin(job: StageJob) -> dict[str, Any]:
@@ -75,93 +90,83 @@ def _origin(job: StageJob) -> dict[str, Any]:
         translator, _ = checkpoint.load_weights(
             job.inputs["translator"] / predict.TRANSLATOR_WEIGHTS
         )
-    finetune = translator.get("finetune", {})
-    settings, method = segmenter["segmenter"], job.science.method
-    from_scratch = settings["pretrained"] == "none"
+    finetune, method = translator.get("finetune", {}), job.science.method
+    adapted = finetune or segmenter.get("adaptsegnet", segmenter)
+    pretrained = segmenter["segmenter"]["pretrained"]
     return {
-        "segmenter": "scratch" if from_scratch else Path(settings["pretrained"]).stem,
-        "translation": method if translator else "none",
+        "segmenter": "scratch" if pretrained == "none" else Path(pretrained).stem,
+        "translation": _translation(method, finetune) if translator else "none",
         "method": method,
-        # Of the matched control too: it sees the same images, without their labels.
-        "labels": finetune.get("labels"),
-        "draw": finetune.get("draw"),
+        **_labels(job, segmenter, finetune),
         "alpha": finetune.get("alpha"),
         "gamma": finetune.get("gamma"),
         "seeds": {
-            "segmenter": settings["seed"],
+            "segmenter": segmenter["segmenter"]["seed"],
             "gan": translator.get("gan", {}).get("seed"),
-            "finetune": finetune.get("seed"),
+            "finetune": adapted.get("seed"),  # of whatever came after f and the GAN
         },
     }
 
 
-def _row(
-    job: StageJob,
-    classes: ClassSet,
-    origin: dict[str, Any],
-    name: str,
-    split: PackedSplit,
-    predictor: Predictor,
-    *,
-    uint8: bool,
-) -> dict[str, Any]:
-    """One row of results.json: a whole val set through one predictor."""
-    confusion = predict.confusion(
+def _translation(method: str, finetune: dict[str, Any]) -> str:
+    """How the images are translated: 'both' is a method of f, its images are task-informed."""
+    if method != "both":
+        return method
+    return "task_informed" if finetune["alpha"] > 0 else "cyclegan_matched"
+
+
+def _labels(
+    job: StageJob, segmenter: dict[str, Any], finetune: dict[str, Any]
+) -> dict[str, int | None]:
+    """The number of labelled real images that were used, and the draw; None where there is none.
+
+    Of the matched control too: it sees the same images, without their labels.
+    """
+    split = PackedSplit(job.inputs["real"], "train")
+    train, _ = train_and_selection(split, job.science.selection_fraction)
+    if job.science.method == "oracle":
+        return {"labels": len(train), "draw": None}
+    used = finetune or segmenter
+    if "labels" not in used:
+        return {"labels": None, "draw": None}
+    return {"labels": label_count(split, train, used["labels"]), "draw": used["draw"]}
+
+
+def _confusions(scored: _Set, predictor: Predictor, classes: ClassSet) -> Tensor:
+    """The confusion matrix of every image of a set. A collective."""
+    return predict.confusions(
         predictor,
-        split,
-        np.arange(len(split)),
-        class_table(split, classes),
+        scored.split,
+        scored.indices,
+        class_table(scored.split, classes),
         len(classes.classes),
-        full_size=True,
+        full_size=scored.full_size,
     )
+
+
+def _row(
+    origin: dict[str, Any], classes: ClassSet, scored: _Set, found: Tensor, *, uint8: bool
+) -> dict[str, Any]:
+    """One row of results.json: a whole set, from ONE confusion matrix."""
+    confusion = found.sum(0)
     return {
-        "input": name,
+        "input": scored.name,
         **origin,
         "uint8": uint8,
         "classes": classes.name,
-        "images": len(split),
+        "images": len(scored.indices),
         "miou": scores.mean_iou(confusion),
         "per_class": dict(zip(classes.classes, scores.class_iou(confusion), strict=True)),
         "confusion": confusion.tolist(),
     }
 
 
-@torch.no_grad()
-def _write_panels(
-    job: StageJob,
-    classes: ClassSet,
-    split: PackedSplit,
-    shown: Indices,
-    segmenter: FrozenSegmenter,
-    generator: Generator | None,
-) -> list[str]:
-    """Write panels/N_{input,prediction}.png, and {real,ground_truth} where nothing is translated.
+def _single_images(scored: _Set, found: Tensor) -> list[dict[str, Any]]:
+    """Key and mIoU of every single image, to find those that gain most and least by it.
 
-    Returns the paths relative to the stage directory; N counts the shown val images.
+    The mean is over the classes that occur in the image or are predicted there.
     """
-    colours = colour_table(classes)
-    table = class_table(split, classes)
-    written = []
-    for number, index in enumerate(shown.tolist()):
-        image = predict.image_tensor(split.image(index))
-        fed = image if generator is None else predict.translate(generator, image, uint8=True)
-        labels = table[split.labels(index)]
-        predicted = predict.classes_at(segmenter.logits, fed, (labels.shape[0], labels.shape[1]))
-        pictures = {
-            "input": _pixels(fed),
-            "prediction": colours[predicted.cpu().numpy()],
-        }
-        if generator is None:
-            pictures |= {"real": split.image(index), "ground_truth": colours[labels]}
-        for what, pixels in pictures.items():
-            path = f"panels/{number}_{what}.png"
-            with atomic.replacing(job.stage_dir / path) as temporary:
-                cv2.imwrite(str(temporary), pixels[..., ::-1])
-            written.append(path)
-    return written
-
-
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    """[1, 3, H, W] in [0, 1] -> u8 [H, W, 3]."""
-    pixels = (image[0] * 255).round().clamp(0, 255).byte().cpu()
-    return np.asarray(pixels.permute(1, 2, 0).numpy(), np.uint8)
+    return [
+        {"key": scored.split.keys[index], "miou": scores.mean_iou(confusion)}
+        for index, confusion in zip(scored.indices.tolist(), found, strict=True)
+    ]

@@ -11,7 +11,7 @@ from data_prep.config import ClassSet, load_class_set
 from data_prep.shards import PackedSplit
 from tigan import checkpoint, predict, scores, translation
 from tigan.config import FinetuneConfig, FinetuneStage, StageJob, StageResult
-from tigan.data import StepBatches, Stream, class_table, draw_labelled, train_and_selection
+from tigan.data import StepBatches, Stream, class_table, labelled_images, train_and_selection
 from tigan.loop import Training, fit
 from tigan.networks import FrozenSegmenter, Generator
 from tigan.translation import Task, Translator
@@ -65,10 +65,9 @@ def _streams(
     if not config.unlabelled:
         del streams["real"]
     split = PackedSplit(job.inputs["real"], "train")
-    train, _ = train_and_selection(split, science.selection_fraction)
     streams["labelled"] = Stream(
         split,
-        draw_labelled(train, config.labels, config.draw),
+        labelled_images(split, science.selection_fraction, config.labels, config.draw),
         config.labelled_per_step,
         (*seed, len(streams) + 1),
         (science.gan.crop[0], science.gan.crop[1]),
@@ -102,13 +101,13 @@ def _selection_miou(
 
     def measure() -> dict[str, float]:
         """One curve point, at the packed size. A collective."""
-        confusion = predict.confusion(
+        found = predict.confusions(
             predict.translated(segmenter, generator, uint8=False),
             split,
             chosen,
             class_table(split, classes),
             len(classes.classes),
         )
-        return {"miou": scores.mean_iou(confusion)}
+        return {"miou": scores.mean_iou(found.sum(0))}
 
     return measure

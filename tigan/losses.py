@@ -16,6 +16,13 @@ def lsgan(logits: Tensor, target: float) -> Tensor:
     return (logits.float() - target).square().mean((1, 2, 3))
 
 
+def domain_cross_entropy(logits: Tensor, target: float) -> Tensor:
+    """Binary cross-entropy of every image [n], on raw logits [n, 1, h, w] (Tsai et al. 2018)."""
+    targets = torch.full_like(logits, target, dtype=torch.float32)
+    per_patch = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    return per_patch.mean((1, 2, 3))
+
+
 def l1(images: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of every image [n] (CycleGAN's cycle and identity terms)."""
     return (images.float() - target).abs().mean((1, 2, 3))

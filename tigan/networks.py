@@ -5,7 +5,6 @@ Images inside the GAN are in [-1, 1], images for f in [0, 1]; both are [n, 3, H,
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision.models.segmentation as zoo
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tigan import distributed
+from tigan.backbone import misfits, read_body
 from tigan.config import DiscriminatorConfig, GeneratorConfig, SegmenterConfig
 
 # Of red, green, blue; values in [0, 1]: what weights trained on ImageNet expect.
@@ -165,20 +165,15 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
     Raises ValueError where the file is missing or does not fit.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"segmenter.pretrained: {path}: cannot be read: {error}") from None
-    body = {
-        key.removeprefix("features."): value
-        for key, value in state.items()
-        if not key.startswith(("fc.", "classifier."))
-    }
-    try:
-        backbone.load_state_dict(body)
-    except RuntimeError as error:
+        state = read_body(path)
+    except ValueError as error:
+        raise ValueError(f"segmenter.pretrained: {path}: {error}") from None
+    problems = misfits(state, backbone.state_dict())
+    if problems:
         raise ValueError(
-            f"segmenter.pretrained: {path} does not fit segmenter.backbone: {error}"
-        ) from None
+            f"segmenter.pretrained: {path} does not fit segmenter.backbone: {'; '.join(problems)}"
+        )
+    backbone.load_state_dict(state)
 
 
 class FrozenSegmenter(nn.Module):

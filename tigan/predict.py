@@ -44,7 +44,7 @@ def classes_at(predictor: Predictor, image: Tensor, size: tuple[int, int]) -> Te
     return logits.argmax(1)[0]
 
 
-def confusion(
+def confusions(
     predictor: Predictor,
     split: PackedSplit,
     indices: Indices,
@@ -53,20 +53,21 @@ def confusion(
     *,
     full_size: bool = False,
 ) -> Tensor:
-    """ONE confusion matrix int64 [classes, classes] over exactly `indices`. A collective.
+    """The confusion matrix of each of `indices`, int64 [n, classes, classes]. A collective.
 
     The ranks take every n-th image, so none is counted twice (DistributedSampler pads) and none
     is dropped. `full_size` scores against the labels as they came, else at the packed size.
     """
     group = distributed.group()
-    total = torch.zeros(classes, classes, dtype=torch.int64, device=group.device)
-    for index in indices[group.rank :: group.world_size].tolist():
+    found = torch.zeros(len(indices), classes, classes, dtype=torch.int64, device=group.device)
+    for place in range(group.rank, len(indices), group.world_size):
+        index = int(indices[place])
         ids = split.labels_full(index) if full_size else split.labels(index)
         labels = torch.from_numpy(table[ids]).to(group.device)
         image = image_tensor(split.image(index))
         predicted = classes_at(predictor, image, (labels.shape[0], labels.shape[1]))
-        total += scores.confusion_matrix(labels, predicted, classes)
-    return distributed.all_sum(total).cpu()
+        found[place] = scores.confusion_matrix(labels, predicted, classes)
+    return distributed.all_sum(found).cpu()
 
 
 def load_segmenter(stage_dir: Path, classes: ClassSet) -> FrozenSegmenter:
