@@ -1,7 +1,12 @@
-"""The report's figures as SVG text: same numbers, same bytes. No pyplot, so no global state."""
+"""The report's figures as SVG and PDF: same numbers, same bytes. No pyplot, so no global state.
+
+They have no background. INK and GRID are used for nothing but text, axes and grid, so that
+`dark` can exchange them; the colours of the data are legible on white and on a dark page.
+"""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,55 +15,69 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 
+from tigan.report_choices import Weights, WeightsMap
 from tigan.report_rows import Stats
 
+# Contrast of 3:1 or more on white and on the dark page, and told apart with any colour vision:
+# found by a search over simulated ones (Machado et al. 2009).
 METHOD_COLOURS = {
-    "source_only": "#6b6b6b",
-    "cyclegan": "#3a76af",
-    "cyclegan_matched": "#7fb3d9",
-    "task_informed": "#c8553d",
+    "source_only": "#7d7d7d",
+    "cyclegan": "#b583b2",
+    "cyclegan_matched": "#8484f4",
+    "task_informed": "#c8401e",
+    "finetuned_segmenter": "#25a755",
+    "both": "#d97c0f",
+    "adaptsegnet": "#51754d",
+    "oracle": "#af54b5",
 }
-_OTHER = "#8a6fa8"
-# Okabe and Ito's palette: told apart with any colour vision.
-_POINT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
+_MARKERS = {"task_informed": "o", "cyclegan_matched": "s", "finetuned_segmenter": "^", "both": "D"}
+_DASHES = {
+    "source_only": (0, (1, 1.5)),
+    "cyclegan": (0, (5, 2)),
+    "adaptsegnet": (0, (5, 1.5, 1, 1.5)),
+    "oracle": (0, (9, 2)),
+}
+_OTHER = "#a0703c"
+INK = "#1f2328"
+GRID = "#e4e4e4"
+_ON_DARK = {INK: "#dfe3e7", GRID: "#353b42"}
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tigan",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType: text stays text, and every printer takes it
     "text.parse_math": False,  # names are text, also with a dollar sign in them
     "font.family": "DejaVu Sans",
     "font.size": 8,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "legend.frameon": False,
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
-_LINE_STYLES = ("-", "--", ":", "-.")
-# At most so many dots along a curve; more lines are averaged in equal bins of images.
-MOST_BINS = 150
-# Which values share a panel, and what the panel is called.
-_PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("curve", "mIoU on held-out images (%)", ("miou",)),
-    ("train", "Cross-entropy", ("cross_entropy",)),
-    ("train", "Adversarial (LSGAN), generators", ("lsgan_synthetic", "lsgan_real")),
-    (
-        "train",
-        "Adversarial (LSGAN), discriminators",
-        ("discriminator_synthetic", "discriminator_real"),
-    ),
-    ("train", "Cycle consistency (L1)", ("cycle_real", "cycle_synthetic")),
-    ("train", "Identity (L1)", ("identity_real", "identity_synthetic")),
-    ("train", "Gradient norms at G(I)", ("gradient_lsgan", "gradient_task")),
-    ("train", "Learning rate", ("learning_rate",)),
-    ("speed", "Share of the time spent waiting for data", ("data_wait",)),
-)
+_WIDTH = 6.4  # inches
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in both formats."""
+
+    svg: str
+    pdf: bytes
 
 
 @dataclass(frozen=True)
@@ -68,11 +87,7 @@ class Series:
     name: str
     labels: list[int]
     stats: list[Stats]
-
-
-def point_colour(number: int) -> str:
-    """The colour of the `number`-th point of a stage, in its curves and their legend."""
-    return _POINT_COLOURS[number % len(_POINT_COLOURS)]
+    method: str = ""
 
 
 def method_colour(method: str) -> str:
@@ -80,115 +95,171 @@ def method_colour(method: str) -> str:
     return METHOD_COLOURS.get(method, _OTHER)
 
 
+def dark(svg: str) -> str:
+    """A figure of this module for a dark page."""
+    for light, exchanged in _ON_DARK.items():
+        svg = svg.replace(light, exchanged)
+    return svg
+
+
 @contextmanager
-def _drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of one panel, `width` x `height` inches, in the report's style."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as SVG text, without date or version. Called inside `_drawing`."""
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG text, without date or version. Called inside `drawing`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue().decode("utf-8")
 
 
-def methods_figure(lines: list[tuple[str, str, list[float]]]) -> str:
+def drawn(figure: Figure) -> Drawing:
+    """The figure in both formats, without date or version. Called inside `drawing`."""
+    buffer = io.BytesIO()
+    unsaid = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    figure.savefig(buffer, format="pdf", metadata=unsaid)
+    figure.set_layout_engine("none")  # once is enough, and both formats are laid out alike
+    return Drawing(svg_text(figure), buffer.getvalue())
+
+
+def methods_figure(lines: list[tuple[str, str, list[float]]], axis: str) -> Drawing:
     """Dots for single replicates, a bar for their mean: (label, method, mIoU values in [0, 1])."""
-    with _drawing(6.4, 0.7 + 0.36 * len(lines)) as (figure, axes):
+    # A line is not broken within "α = 0.5".
+    labels = [textwrap.fill(label.replace(" = ", "\u00a0=\u00a0"), 34) for label, _, _ in lines]
+    with drawing(_WIDTH, 0.7 + sum(0.22 + 0.13 * (1 + text.count("\n")) for text in labels)) as (
+        figure,
+        axes,
+    ):
         for place, (_, method, values) in enumerate(lines):
             percent = [100 * value for value in values]
             colour = method_colour(method)
-            axes.barh(place, float(np.mean(percent)), 0.62, color=colour, alpha=0.3, linewidth=0)
+            axes.barh(place, float(np.mean(percent)), 0.62, color=colour, alpha=0.35, linewidth=0)
             axes.plot(percent, [place] * len(percent), "o", color=colour, markersize=4.5, alpha=0.9)
-        axes.set_yticks(range(len(lines)), labels=[label for label, _, _ in lines])
-        axes.invert_yaxis()
+        axes.set_yticks(range(len(lines)), labels=labels)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(left=0)
-        axes.set_xlabel("mIoU (%)")
-        return _svg(figure)
+        axes.set_xlabel(axis)
+        return drawn(figure)
 
 
-def labels_figure(series: list[Series], references: list[tuple[str, str, float]]) -> str:
-    """mIoU against the number of labels; `references` are (name, method, mIoU) without labels."""
-    with _drawing(6.4, 3.8) as (figure, axes):
+def labels_figure(
+    series: list[Series], references: list[tuple[str, str, float]], axis: str = "mIoU (%)"
+) -> Drawing:
+    """The label-efficiency curve: mean and deviation of mIoU against the number of labels.
+
+    `references` are (name, method, mIoU) of what has no number of labels.
+    """
+    with drawing(_WIDTH, 4.2) as (figure, axes):
         for number, one in enumerate(series):
-            means = [100 * stats.mean for stats in one.stats]
-            deviations = [100 * (stats.deviation or 0.0) for stats in one.stats]
-            colour = METHOD_COLOURS["task_informed"] if number == 0 else point_colour(number)
+            # A little beside each other, or the bars would hide one another.
+            shift = 1.025 ** (number - (len(series) - 1) / 2)
             axes.errorbar(
-                one.labels, means, deviations, marker="o", markersize=4, capsize=3, color=colour,
-                linewidth=1.3, label=one.name,
+                [count * shift for count in one.labels],
+                [100 * stats.mean for stats in one.stats],
+                [100 * (stats.deviation or 0.0) for stats in one.stats],
+                marker=_MARKERS.get(one.method, "o"), markersize=4.5, capsize=3,
+                color=method_colour(one.method), linewidth=1.4, label=one.name,
             )  # fmt: skip
         for name, method, miou in references:
             axes.axhline(
-                100 * miou, linestyle="--", linewidth=1, color=method_colour(method), label=name
-            )
+                100 * miou, linestyle=_DASHES.get(method, "--"), linewidth=1.2, label=name,
+                color=method_colour(method),
+            )  # fmt: skip
         counts = sorted({count for one in series for count in one.labels})
         axes.set_xscale("log")
         axes.set_xticks(counts, labels=[str(count) for count in counts])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", which="minor", length=0)
-        axes.set_xlabel("labelled real images")
-        axes.set_ylabel("mIoU (%)")
-        figure.legend(loc="outside lower left", ncols=2)
-        return _svg(figure)
+        axes.set_xlabel("labelled real images (logarithmic)")
+        axes.set_ylabel(axis)
+        figure.legend(loc="outside lower left", ncols=2, fontsize=7.5, handlelength=3)
+        return drawn(figure)
 
 
-def curve_figures(runs: list[list[dict[str, Any]]]) -> list[tuple[str, str]]:
-    """(title, SVG) of each panel of one stage; `runs` holds the metrics lines of each point."""
-    known = {(kind, name) for kind, _, names in _PANELS for name in names}
-    seen: dict[tuple[str, str], None] = {}
-    for lines in runs:
-        for line in lines:
-            seen.update(dict.fromkeys((line["kind"], name) for name in line["values"]))
-    panels = list(_PANELS) + [
-        (kind, name.replace("_", " "), (name,)) for kind, name in seen if (kind, name) not in known
-    ]
-    drawn = []
-    for kind, title, names in panels:
-        present = [name for name in names if (kind, name) in seen]
-        if present:
-            drawn.append((title, _curve_panel(runs, kind, title, present)))
-    return drawn
+def class_gains_figure(gains: Mapping[str, Stats], mean: float | None, axis: str) -> Drawing:
+    """A dot and its deviation per class, in the order given; `mean` is the gain in mIoU.
+
+    All in [-1, 1], drawn in percentage points.
+    """
+    with drawing(_WIDTH, 1.0 + 0.2 * len(gains)) as (figure, axes):
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for place, stats in enumerate(gains.values()):
+            colour = method_colour("task_informed" if stats.mean >= 0 else "cyclegan_matched")
+            axes.barh(place, 100 * stats.mean, 0.5, color=colour, alpha=0.35, linewidth=0)
+            axes.errorbar(
+                100 * stats.mean, place, xerr=100 * (stats.deviation or 0.0), fmt="o",
+                color=colour, markersize=4, capsize=2.5, linewidth=1.2,
+            )  # fmt: skip
+        if mean is not None:
+            axes.axvline(
+                100 * mean, linestyle=(0, (4, 2)), linewidth=1.1, color=method_colour("oracle"),
+                label="mIoU",
+            )  # fmt: skip
+            figure.legend(loc="outside upper right")
+        axes.set_yticks(range(len(gains)), labels=list(gains))
+        axes.set_ylim(len(gains) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(axis)
+        return drawn(figure)
 
 
-def _curve_panel(runs: list[list[dict[str, Any]]], kind: str, title: str, names: list[str]) -> str:
-    """One panel: a colour for every point, a line style for every value."""
-    with _drawing(3.5, 2.3) as (figure, axes):
-        for number, lines in enumerate(runs):
-            for style, name in zip(_LINE_STYLES, names, strict=False):
-                images, values = _binned(lines, kind, name)
-                scale = 100.0 if name == "miou" else 1.0
-                axes.plot(
-                    images, values * scale, style, color=point_colour(number), linewidth=1.1,
-                    marker="o" if kind == "curve" else "", markersize=2.5,
-                )  # fmt: skip
-        if len(names) > 1:
-            for style, name in zip(_LINE_STYLES, names, strict=False):
-                axes.plot([], [], style, color="#444444", linewidth=1.1, label=_short(name))
-            axes.legend(fontsize=7, handlelength=2.4)
-        axes.set_title(title)
-        axes.set_xlabel("images seen")
-        axes.margins(x=0.02)
-        return _svg(figure)
+def map_figure(found: WeightsMap, titles: tuple[str, str], axis: str) -> Drawing:
+    """mIoU in % by alpha and gamma: on the selection split, where there is one, and on val.
+
+    The choice, the best on the selection split, is framed in both.
+    """
+    panels = [(titles[0], found.selection)] if found.selection else []
+    panels.append((titles[1], found.val))
+    means = [100 * stats.mean for _, values in panels for stats in values.values()]
+    width = max(2.2, 0.75 + 0.62 * len(found.gammas))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(
+            figsize=(len(panels) * width, 1.25 + 0.4 * len(found.alphas)), layout="constrained"
+        )
+        for number, (title, values) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), number + 1)
+            _map_panel(axes, found, values, (min(means), max(means)))
+            axes.set_title(textwrap.fill(title, int(width * 14)), fontsize=8)
+            axes.set_xlabel("γ")
+            axes.set_ylabel("α")
+        figure.supxlabel(axis, fontsize=8, color=INK)
+        return drawn(figure)
 
 
-def _short(name: str) -> str:
-    """`lsgan_real` as `real`: the panel's title says the rest."""
-    return name.partition("_")[2].replace("_", " ") or name
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance in [0, 1] of an sRGB colour in [0, 1], as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _binned(lines: Iterable[Mapping[str, Any]], kind: str, name: str) -> tuple[Any, Any]:
-    """(images, values) of one value, f64 arrays; long training curves as means of bins."""
-    found = [
-        (line["images"], line["values"][name])
-        for line in lines
-        if line["kind"] == kind and name in line["values"]
-    ]
-    pairs = np.array(found, np.float64).reshape(-1, 2)
-    if len(pairs) > MOST_BINS:
-        pairs = np.array([part.mean(axis=0) for part in np.array_split(pairs, MOST_BINS)])
-    return pairs[:, 0], pairs[:, 1]
+def _map_panel(
+    axes: Axes, found: WeightsMap, values: Mapping[Weights, Stats], limits: tuple[float, float]
+) -> None:
+    """One heat map: cells by alpha (rows) and gamma (columns); what was not run stays blank."""
+    colours = mpl.colormaps["cividis"]
+    for (alpha, gamma), stats in values.items():
+        row, column = found.alphas.index(alpha), found.gammas.index(gamma)
+        level = (100 * stats.mean - limits[0]) / max(limits[1] - limits[0], 1e-9)
+        corner, shade = (column - 0.48, row - 0.48), colours(level)
+        axes.add_patch(Rectangle(corner, 0.96, 0.96, facecolor=shade, linewidth=0))
+        axes.text(
+            column, row, f"{100 * stats.mean:.1f}", ha="center", va="center",
+            color="white" if _luminance(shade) < 0.18 else "black",  # contrast 4.5 or more
+        )  # fmt: skip
+        if (alpha, gamma) == found.chosen:
+            frame = Rectangle(corner, 0.96, 0.96, fill=False, linewidth=2.4, zorder=3)
+            frame.set_edgecolor(method_colour("task_informed"))
+            axes.add_patch(frame)
+    axes.set_xlim(-0.55, len(found.gammas) - 0.45)
+    axes.set_ylim(-0.55, len(found.alphas) - 0.45)
+    axes.set_xticks(range(len(found.gammas)), labels=[f"{gamma:g}" for gamma in found.gammas])
+    axes.set_yticks(range(len(found.alphas)), labels=[f"{alpha:g}" for alpha in found.alphas])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

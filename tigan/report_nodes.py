@@ -17,15 +17,32 @@ STAGES = (
     "segmenter",
     "gan",
     "finetune",
+    "finetune_segmenter",
+    "adaptsegnet",
+    "oracle",
     "evaluate",
 )
-METHODS = ("source_only", "cyclegan", "cyclegan_matched", "task_informed")
+METHODS = (
+    "source_only",
+    "cyclegan",
+    "cyclegan_matched",
+    "task_informed",
+    "finetuned_segmenter",
+    "both",
+    "adaptsegnet",
+    "oracle",
+)
 # A result row must have these; see tigan/evaluate.py for what they mean.
 _ROW_KEYS = ("input", "method", "seeds", "uint8", "classes", "images", "miou", "per_class")
-# Swept keys that make replicates of one setting, and those that change no score; the rest of a
-# point's label is what sets one group of replicates apart from another.
-_REPLICATES = ("segmenter.seed", "gan.seed", "finetune.seed", "finetune.draw")
-_NO_EFFECT = ("evaluate.panels",)
+# Swept keys that make replicates of one setting; the rest of a point's label is what sets one
+# group of replicates apart from another.
+_REPLICATES = (
+    "segmenter.seed",
+    "gan.seed",
+    "finetune.seed",
+    "finetune.draw",
+    "adaptsegnet.seed",
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,6 @@ class Node:
     config: dict[str, Any]
     done: dict[str, Any] | None
     rows: list[dict[str, Any]] = field(default_factory=list)
-    panels: list[str] = field(default_factory=list)
     problem: str = ""
 
     @property
@@ -55,11 +71,10 @@ class Node:
 
     @property
     def swept(self) -> dict[str, str]:
-        """The swept keys of the label, less the seeds, the draw and what changes no score."""
+        """The swept keys of the label, less the seeds and the draw."""
         label = re.sub(r"~[0-9a-f]{8}$", "", self.point)
         pairs = [part.split("=", 1) for part in label.split(",") if "=" in part]
-        hidden = (*_REPLICATES, *_NO_EFFECT)
-        return {key: value for key, value in pairs if key not in hidden}
+        return {key: value for key, value in pairs if key not in _REPLICATES}
 
 
 def read_nodes(inputs: Mapping[str, Path]) -> list[Node]:
@@ -116,7 +131,6 @@ def read_node(name: str, path: Path) -> Node:
         config,
         done,
         (scores or {}).get("rows", []),
-        [str(key) for key in (scores or {}).get("panels", [])],
         "; ".join(problems),
     )
 

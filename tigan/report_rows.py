@@ -1,20 +1,26 @@
-"""What the report counts: result rows, replicates, their statistics and differences."""
+"""What the report counts: result rows, their groups of replicates, and statistics."""
 
 import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from tigan.report_nodes import METHODS, Node, node_order, rank
+from tigan.report_nodes import METHODS, Node, natural, node_order, rank
 
 CONTROL = "cyclegan_matched"
+INFORMED = "task_informed"
 INPUTS = ("synthia_val", "cityscapes_val")
 REAL = "cityscapes_val"
-# Swept keys that have a column of their own.
+# Labelled real images that nothing trains on: choices are made there, results are not.
+SELECTION = "cityscapes_selection"
+SCRATCH = "scratch"
+# Methods whose images go through a translator: they say nothing about synthetic images.
+TRANSLATED = ("cyclegan", CONTROL, INFORMED, "both")
+# Swept keys that have a column of their own, or are named as the start of f.
 _COLUMNS = ("finetune.labels", "finetune.alpha", "finetune.gamma")
-# Which stages' keys a method's score hangs on.
-_OWNERS = {"source_only": ("segmenter",), "cyclegan": ("segmenter", "gan")}
+_START = "segmenter.pretrained"
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class Member:
         """The seeds and the draw."""
         return {**self.row["seeds"], "draw": self.row.get("draw")}
 
+    @property
+    def start(self) -> str:
+        """What the training of f began with: 'scratch', or the name of a file of weights."""
+        return str(self.row.get("segmenter", SCRATCH))
+
 
 @dataclass
 class Group:
@@ -54,6 +65,7 @@ class Group:
     alpha: float | str | None
     gamma: float | str | None
     settings: dict[str, str]
+    start: str = SCRATCH
     members: list[Member] = field(default_factory=list)
     pending: int = 0
 
@@ -61,6 +73,11 @@ class Group:
     def stats(self) -> Stats | None:
         """mIoU over the replicates; None where none is finished."""
         return summarise(member.miou for member in self.members)
+
+    @property
+    def weights(self) -> tuple[Any, Any]:
+        """(alpha, gamma)."""
+        return (self.alpha, self.gamma)
 
 
 def summarise(values: Iterable[float | None]) -> Stats | None:
@@ -77,29 +94,37 @@ def all_rows(nodes: Iterable[Node]) -> list[dict[str, Any]]:
     return [row for node in sorted(nodes, key=node_order) for row in node.rows]
 
 
-def group_rows(nodes: Iterable[Node]) -> list[Group]:
-    """The lines of the table: one per input, method, labels, alpha, gamma and swept setting.
+def group_rows(nodes: Iterable[Node], *, selection: bool = False) -> list[Group]:
+    """The lines of the table: one per input, method, start of f, labels, alpha, gamma and setting.
 
     The rows with the uint8 round trip lead (it is what an image file gives); a row without it
     goes to the row of its own node. Nodes that are not finished count as `pending`, in a line of
-    their own where nothing of the setting is finished yet.
+    their own where nothing of the setting is finished yet. With `selection`: the groups on the
+    selection split, which is for choices and never among the results.
     """
     groups: dict[str, Group] = {}
     nodes = [node for node in nodes if node.stage == "evaluate"]
     for node in nodes:
         for row in node.rows:
-            if row["uint8"]:
-                group = _new_group(node, row)
-                groups.setdefault(_group_key(group), group).members.append(_member(node, row))
+            if row["uint8"] and (row["input"] == SELECTION) == selection:
+                member = _member(node, row)
+                group = _new_group(member)
+                groups.setdefault(_group_key(group), group).members.append(member)
     for node in nodes:
-        if node.done is None:
+        if node.done is None and not selection:
             _add_pending(groups, node)
     for group in groups.values():
         group.members.sort(key=lambda member: _replicate_order(member.replicate))
     return sorted(groups.values(), key=_group_order)
 
 
-def _new_group(node: Node, row: dict[str, Any]) -> Group:
+def _member(node: Node, row: dict[str, Any]) -> Member:
+    other = [r for r in node.rows if r["input"] == row["input"] and not r["uint8"]]
+    return Member(row, node, float(other[0]["miou"]) if other else None)
+
+
+def _new_group(member: Member) -> Group:
+    row = member.row
     # At alpha = 0 there is no task loss, so its scale means nothing.
     used = bool(row.get("alpha"))
     return Group(
@@ -108,18 +133,19 @@ def _new_group(node: Node, row: dict[str, Any]) -> Group:
         row.get("labels"),
         row.get("alpha"),
         row.get("gamma") if used else None,
-        {key: value for key, value in node.swept.items() if key not in _COLUMNS},
+        _settings(member.node),
+        member.start,
     )
 
 
+def _settings(node: Node) -> dict[str, str]:
+    """The swept settings that have no column of their own."""
+    return {k: v for k, v in node.swept.items() if k not in (*_COLUMNS, _START)}
+
+
 def _group_key(group: Group) -> str:
-    head = [group.input, group.method, group.labels, group.alpha, group.gamma]
+    head = [group.input, group.method, group.start, group.labels, group.alpha, group.gamma]
     return json.dumps([*head, sorted(group.settings.items())])
-
-
-def _member(node: Node, row: dict[str, Any]) -> Member:
-    other = [r for r in node.rows if r["input"] == row["input"] and not r["uint8"]]
-    return Member(row, node, float(other[0]["miou"]) if other else None)
 
 
 def _add_pending(groups: dict[str, Group], node: Node) -> None:
@@ -130,14 +156,18 @@ def _add_pending(groups: dict[str, Group], node: Node) -> None:
         if group.method == node.method and any(m.node.swept == node.swept for m in group.members)
     ]
     if not siblings:
-        swept = node.swept
-        labels, alpha, gamma = (swept.get(key) for key in _COLUMNS)
-        rest = {key: value for key, value in swept.items() if key not in _COLUMNS}
-        for name in INPUTS if node.method == "source_only" else (REAL,):
-            group = Group(name, node.method, labels, alpha, gamma, rest)
+        labels, alpha, gamma = (node.swept.get(key) for key in _COLUMNS)
+        for name in (REAL,) if node.method in TRANSLATED else INPUTS:
+            group = Group(name, node.method, labels, alpha, gamma, _settings(node), _start(node))
             siblings.append(groups.setdefault(_group_key(group), group))
     for group in siblings:
         group.pending += 1
+
+
+def _start(node: Node) -> str:
+    """The start of f as far as the label of a node that is not finished says it."""
+    value = node.swept.get(_START, "none")
+    return SCRATCH if value == "none" else Path(value).stem
 
 
 def _replicate_order(replicate: Mapping[str, int | None]) -> list[int]:
@@ -145,40 +175,20 @@ def _replicate_order(replicate: Mapping[str, int | None]) -> list[int]:
 
 
 def _group_order(group: Group) -> tuple[Any, ...]:
-    numbers = [float(value or 0) for value in (group.labels, group.alpha, group.gamma)]
     place = (rank(INPUTS, group.input), rank(METHODS, group.method), group.method)
-    return (*place, *numbers, sorted(group.settings.items()))
+    start = (group.start != SCRATCH, group.start)
+    numbers = [_number_order(value) for value in (group.labels, group.alpha, group.gamma)]
+    return (*place, *start, *numbers, sorted(group.settings.items()))
 
 
-def difference(member: Member, controls: Iterable[Member]) -> float | None:
-    """mIoU of `member` less that of its matched control; None where no control is finished.
-
-    The control has the same seeds and the same settings of all stages that both hang on; of
-    several, those of the same draw and of the same number of drawn labels count, as their mean.
-    """
-    chosen = [control for control in controls if _comparable(member, control)]
-    for same in (
-        lambda c: c.row.get("draw") == member.row.get("draw"),
-        lambda c: c.node.swept.get("finetune.labels") == member.node.swept.get("finetune.labels"),
-    ):
-        chosen = [control for control in chosen if same(control)] or chosen
-    stats = summarise(control.miou for control in chosen)
-    return None if stats is None else member.miou - stats.mean
-
-
-def _comparable(member: Member, control: Member) -> bool:
-    if member.row["input"] != control.row["input"]:
-        return False
-    for name, seed in member.row["seeds"].items():
-        if seed is not None and control.row["seeds"].get(name) not in (None, seed):
-            return False
-    owners = _OWNERS.get(member.row["method"], ("segmenter", "gan", "finetune"))
-
-    def common(node: Node) -> dict[str, str]:
-        rest = {key: value for key, value in node.swept.items() if key not in _COLUMNS}
-        return {key: value for key, value in rest.items() if key.partition(".")[0] in owners}
-
-    return common(member.node) == common(control.node)
+def _number_order(value: float | str | None) -> tuple[bool, float, list[Any]]:
+    """Numbers by size, then what a label holds in their place, such as '5pct'."""
+    if isinstance(value, str):
+        try:
+            return (False, float(value), [])
+        except ValueError:
+            return (True, 0.0, natural(value))
+    return (False, float(value or 0), [])
 
 
 def headline(groups: Iterable[Group], method: str, name: str = REAL) -> Group | None:
@@ -188,3 +198,33 @@ def headline(groups: Iterable[Group], method: str, name: str = REAL) -> Group | 
     """
     mine = [g for g in groups if g.method == method and g.input == name and g.members]
     return min(mine, key=lambda group: len(group.members[0].node.swept), default=None)
+
+
+def headlines(groups: Iterable[Group]) -> list[Group]:
+    """The group that stands for each input, method and start of f; those not finished too."""
+    found: dict[tuple[str, str, str], Group] = {}
+
+    def distance(group: Group) -> tuple[bool, int]:
+        swept = group.members[0].node.swept if group.members else {}
+        return (not group.members, len(swept))
+
+    for group in groups:
+        key = (group.input, group.method, group.start)
+        found[key] = min(found.get(key, group), group, key=distance)
+    return list(found.values())
+
+
+def over_labels(groups: Iterable[Group], one: Group) -> list[Group]:
+    """The finished groups that differ from `one` in the number of labels only, by that number."""
+    return sorted(
+        (
+            group
+            for group in groups
+            if (group.input, group.method, group.start) == (one.input, one.method, one.start)
+            and group.weights == one.weights
+            and group.settings == one.settings
+            and group.members
+            and isinstance(group.labels, int)
+        ),
+        key=lambda group: int(group.labels or 0),
+    )

@@ -1,0 +1,98 @@
+"""The model card: data, scores, configuration and licences of what is finished, never a path."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import tiny_run
+
+from data_prep import listing
+from data_prep.config import load_class_set
+from tigan import model_card
+from tigan.report_nodes import Node, read_nodes
+from tigan.report_rows import group_rows
+
+CLASSES = load_class_set("cityscapes19")
+
+
+@pytest.fixture(scope="module")
+def run_dir(
+    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
+) -> Path:
+    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
+
+
+def nodes_of(run_dir: Path) -> list[Node]:
+    paths = [path.parent for path in run_dir.rglob("config.yaml")]
+    return read_nodes({path.relative_to(run_dir).as_posix(): path for path in paths})
+
+
+def card(run_dir: Path) -> str:
+    nodes = nodes_of(run_dir)
+    return model_card.text("A run", CLASSES, nodes, group_rows(nodes))
+
+
+def test_card_of_a_finished_run(run_dir: Path) -> None:
+    text = card(run_dir)
+    assert text == card(run_dir) and str(run_dir) not in text  # same bytes, no paths
+    assert text.startswith("# A run: model card\n") and text.endswith("\n")
+    assert "| cityscapes val | 4 | 24 × 32 |" in text and "19 classes: road, sidewalk," in text
+    scores = json.loads((run_dir / "evaluate/task_informed/scores.json").read_text())
+    miou = f"{100 * scores['rows'][0]['miou']:.1f}"
+    assert f"task-informed, 3 labels, α = 0.5, γ = 10 | {miou} | 1 |" in text
+    done = json.loads((run_dir / "finetune" / "done.json").read_text())
+    assert (
+        f"`finetune/translator.pt`, xxh3-128 {done['outputs']['translator.pt']['digest']}" in text
+    )
+    assert "selection split, labelled images that nothing trains on (1)" in text
+    assert model_card.LOAD in text and "--evaluate 'evaluate/task_informed'" in text
+
+
+def test_card_holds_the_configuration_of_what_leads_to_the_generator(run_dir: Path) -> None:
+    blocks = card(run_dir).partition("## Configuration")[2].split("```")
+    names = [block.strip().strip("`:") for block in blocks[::2] if block.strip()]
+    assert names == ["pack_synthia", "pack_cityscapes", "segmenter", "gan", "finetune"]
+    for name, block in zip(names, blocks[1::2], strict=True):
+        frozen = yaml.safe_load((run_dir / name / "config.yaml").read_text())
+        assert yaml.safe_load(block.removeprefix("yaml")) == frozen["science"]
+
+
+def test_licences_follow_the_data(
+    tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "pack_cityscapes, other data, in the layout of Cityscapes" in card(run_dir)
+    assert "| val of pack_cityscapes (other data, in the layout of Cityscapes) |" in card(run_dir)
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    config = yaml.safe_load((run / "pack_synthia" / "config.yaml").read_text())
+    config["inputs"] = {"raw": {"dir": "render_synthia", "hash": "0"}}
+    (run / "pack_synthia" / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setitem(listing.PUBLISHED_COUNTS, "cityscapes", {"train": 7, "val": 4})
+    text = card(run).partition("## Licences")[2].partition("## Configuration")[0]
+    assert "MiniCity: made by this project, MIT" in text
+    assert "Cityscapes: under its own licence" in text
+    assert "SYNTHIA" not in text and "other data" not in text
+    monkeypatch.setitem(listing.PUBLISHED_COUNTS, "synthia", {"train": 10})
+    assert "CC BY-NC-SA 3.0" in card(run_dir)
+
+
+def test_backbone_weights_are_named_without_their_path(tmp_path: Path, run_dir: Path) -> None:
+    assert "backbone weights made elsewhere" not in card(run_dir)
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    config = yaml.safe_load((run / "segmenter" / "config.yaml").read_text())
+    config["science"]["segmenter"]["pretrained"] = "/home/someone/resnet101.pth"
+    (run / "segmenter" / "config.yaml").write_text(yaml.safe_dump(config))
+    text = card(run)
+    assert "pretrained: resnet101.pth" in text and "someone" not in text
+    assert "backbone weights made elsewhere" in text
+
+
+def test_card_of_a_run_that_is_not_finished(tmp_path: Path, run_dir: Path) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (run / "evaluate" / "task_informed" / "done.json").unlink()
+    text = card(run)
+    assert "No task-informed generator is finished" in text and "How to load" not in text
+    shutil.rmtree(run / "pack_synthia")
+    assert "cityscapes train" in card(run) and "synthia train" not in card(run)
+    assert "No data set is packed yet" in model_card.text("A run", CLASSES, [], [])

@@ -1,0 +1,185 @@
+"""The report's groups of replicates, what they are compared with, and its tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_runs import (
+    CLASSES,
+    LABELLED,
+    METHODS,
+    evaluated,
+    finish,
+    found,
+    row,
+    sweep_run,
+    weights_grid,
+)
+
+from data_prep.config import load_class_set
+from data_prep.shards import PackedSplit
+from tigan.report_nodes import read_nodes
+from tigan.report_pairs import difference, differences, members_of
+from tigan.report_rows import INPUTS, Group, group_rows, headline, headlines, summarise
+from tigan.report_tables import (
+    MOST_COLUMNS,
+    MOST_LINES,
+    class_table,
+    data_table,
+    gap_table,
+    methods_table,
+    shown_columns,
+)
+from tigan.report_text import input_names, method_name
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all methods over labels, draws, alpha and gamma."""
+    run = tmp_path_factory.mktemp("sweep")
+    sweep_run(run)
+    weights_grid(run)
+    return run
+
+
+def groups_of(run: Path) -> list[Group]:
+    return group_rows(read_nodes(found(run)))
+
+
+def one(groups: list[Group], method: str, **wanted: object) -> Group:
+    """The only group of a method with these attributes."""
+    (group,) = (
+        g
+        for g in groups
+        if g.method == method and all(getattr(g, key) == value for key, value in wanted.items())
+    )
+    return group
+
+
+def test_statistics_of_few_values() -> None:
+    assert summarise([None]) is None
+    only, two = summarise([0.5, None]), summarise([0.2, 0.4])
+    assert only is not None and (only.mean, only.deviation, only.n) == (0.5, None, 1)
+    assert two is not None and two.deviation == pytest.approx(0.02**0.5)
+
+
+def test_selection_split_is_in_no_table(swept: Path) -> None:
+    nodes = read_nodes(found(swept))
+    assert {group.input for group in group_rows(nodes)} == set(INPUTS)
+    chosen_on = group_rows(nodes, selection=True)
+    assert {group.input for group in chosen_on} == {"cityscapes_selection"}
+    assert one(chosen_on, "oracle").members[0].miou == METHODS["oracle"] + 0.02
+    assert not any(group.pending for group in chosen_on)
+
+
+def test_settings_are_not_averaged_and_controls_match(tmp_path: Path) -> None:
+    control, rate = "cyclegan_matched,finetune.alpha=0.0", "finetune.learning_rate=0.001"
+    rows = {
+        control: row("cyclegan_matched", 0, 0.30),
+        f"{control},{rate}": row("cyclegan_matched", 0, 0.20),
+        f"{control},gan.seed=1": row("cyclegan_matched", 1, 0.10),
+        "task_informed": row("task_informed", 0, 0.35),
+        "task_informed,finetune.draw=1": row("task_informed", 0, 0.36, draw=1),
+        f"task_informed,{rate}": row("task_informed", 0, 0.31),
+        "task_informed,finetune.alpha_scales=all": row("task_informed", 0, 0.33),
+        "task_informed,finetune.labels=29": row("task_informed", 0, 0.40, labels=29),
+        "task_informed,gan.seed=2": row("task_informed", 2, 0.50),
+    }
+    for point, content in rows.items():
+        evaluated(tmp_path, point, content)
+    groups = groups_of(tmp_path)
+    names = {
+        (g.method, g.labels, *g.settings): [round(m.miou, 3) for m in g.members] for g in groups
+    }
+    assert names == {
+        ("cyclegan_matched", 14): [0.30, 0.10],
+        ("cyclegan_matched", 14, "finetune.learning_rate"): [0.20],
+        ("task_informed", 14): [0.35, 0.36, 0.50],
+        ("task_informed", 14, "finetune.alpha_scales"): [0.33],
+        ("task_informed", 14, "finetune.learning_rate"): [0.31],
+        ("task_informed", 29): [0.40],
+    }
+    controls = members_of(groups, "cyclegan_matched")
+    changes = [difference(m, controls) for g in groups[2:] for m in g.members]
+    # No control of another draw, seed or number of labels stands in; alpha_scales means nothing
+    # to a control.
+    expected = [0.05, None, None, 0.03, 0.11, None]
+    assert [c if c is None else round(c, 3) for c in changes] == expected
+
+
+def test_what_each_method_is_compared_with(swept: Path) -> None:
+    groups = group_rows(read_nodes(found(swept)))
+    draws = {
+        method: [m.miou for m in one(groups, method, labels=29, input=INPUTS[1]).members]
+        for method in LABELLED
+    }
+    both = differences(one(groups, "both", labels=29), groups)
+    pairs = zip(draws["both"], draws["cyclegan_matched"], strict=True)
+    assert both == pytest.approx([a - b for a, b in pairs])
+    finetuned = differences(one(groups, "finetuned_segmenter", labels=29, input=INPUTS[1]), groups)
+    assert finetuned == pytest.approx([m - 0.24 for m in draws["finetuned_segmenter"]])
+    on_synthetic = differences(one(groups, "adaptsegnet", input=INPUTS[0]), groups)
+    assert on_synthetic == pytest.approx([METHODS["adaptsegnet"] - METHODS["source_only"]])
+    assert differences(one(groups, "oracle", input=INPUTS[1]), groups) == pytest.approx([0.28])
+
+
+def test_starts_of_f_are_not_mixed(swept: Path) -> None:
+    groups = group_rows(read_nodes(found(swept)))
+    sources = [g for g in groups if g.method == "source_only" and g.input == INPUTS[1]]
+    assert [(g.start, g.stats.mean) for g in sources] == [
+        ("scratch", 0.24),
+        ("resnet101-63fe2227", 0.386),
+    ]
+    assert [method_name(g) for g in sources] == [
+        "source only",
+        "source only, f started from resnet101-63fe2227",
+    ]
+    assert headline(groups, "source_only") is sources[0]
+    lines = gap_table(groups, input_names([]))
+    shown = [(line["images"], line["miou"], line["n"], line["published"]) for line in lines]
+    assert shown == [
+        ("Synthia val", "64.0", 1, "64.8"),
+        ("Cityscapes val", "24.0", 1, "9.9"),
+        ("Cityscapes val", "38.6", 1, "38.6"),
+    ]
+    assert "resnet101-63fe2227" in lines[2]["trained"]
+    assert [line["miou"] for line in gap_table([], input_names([]))] == [None] * 3
+
+
+def test_long_tables_show_what_stands_for_each_method(swept: Path) -> None:
+    groups = group_rows(read_nodes(found(swept)))
+    assert len(groups) > MOST_LINES
+    table = methods_table(groups, input_names([]))
+    main, all_ = ([len(block["lines"]) for block in table[key]] for key in ("main", "all"))
+    assert sum(all_) == len(groups) and main == [5, 9]
+    informed = [line for line in table["main"][1]["lines"] if line["kind"] == "task_informed"]
+    assert [(line["labels"], line["alpha"]) for line in informed] == [(14, "0.5")]
+    columns = shown_columns(groups)
+    assert len(columns) == 9 <= MOST_COLUMNS and columns == headlines(groups)[5:]
+    few = groups[:MOST_LINES]
+    assert methods_table(few, {})["all"] == []
+
+
+def test_best_of_a_class_is_no_bound(swept: Path) -> None:
+    columns = shown_columns(group_rows(read_nodes(found(swept))))
+    table = class_table(columns, load_class_set(CLASSES))
+    for line in table["lines"]:
+        best = [g.method for g, cell in zip(columns, line["cells"], strict=True) if cell["best"]]
+        assert best == ([] if line["name"] == "rider" else ["both"])
+
+
+def test_data_table_shows_what_was_packed(tmp_path: Path, packed_synthia: Path) -> None:
+    finish(tmp_path, "pack_synthia", {"kind": "synthia"})
+    finish(tmp_path, "pack_cityscapes", {"kind": "cityscapes"})
+    for path in packed_synthia.iterdir():
+        (tmp_path / "pack_synthia" / path.name).symlink_to(path)
+    (tmp_path / "pack_cityscapes" / "index.json").write_text("{}")
+    nodes = read_nodes({name: tmp_path / name for name in ("pack_synthia", "pack_cityscapes")})
+    problems: list[str] = []
+    train, val = data_table(nodes, load_class_set("synthia16"), problems)
+    assert (train["title"], train["samples"], val["samples"]) == ("synthia train", "7", "3")
+    assert sum(float(share) for share in train["shares"].values()) == pytest.approx(100, abs=0.1)
+    split = PackedSplit(packed_synthia, "train")
+    road = np.mean([split.labels(i) == 3 for i in range(len(split))])
+    assert float(train["shares"]["road"]) == pytest.approx(100 * road, abs=0.01)
+    assert len(problems) == 2 and "pack_cityscapes" in problems[0] and "format" in problems[0]

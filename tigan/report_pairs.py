@@ -1,0 +1,183 @@
+"""Paired differences: what is compared with what, and how sure the mean of the pairs is."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tigan.report_nodes import Node
+from tigan.report_rows import (
+    CONTROL,
+    INFORMED,
+    Group,
+    Member,
+    Stats,
+    headline,
+    over_labels,
+    summarise,
+)
+
+# Method -> the method that its difference is taken to.
+BASES = {
+    "cyclegan": "source_only",
+    CONTROL: "source_only",
+    INFORMED: CONTROL,
+    "finetuned_segmenter": "source_only",
+    "both": CONTROL,
+    "adaptsegnet": "source_only",
+    "oracle": "source_only",
+}
+# Which stages' keys a method's score hangs on, where not all of the first three.
+_OWNERS = {
+    "source_only": ("segmenter",),
+    "cyclegan": ("segmenter", "gan"),
+    "finetuned_segmenter": ("segmenter", "finetune_segmenter"),
+    "both": ("segmenter", "gan", "finetune", "finetune_segmenter"),
+    "adaptsegnet": ("segmenter", "adaptsegnet"),
+    "oracle": ("segmenter",),
+}
+# Not compared as settings: the columns, and what means nothing to a control at alpha = 0.
+_IGNORED = ("finetune.labels", "finetune.alpha", "finetune.gamma", "finetune.alpha_scales")
+# Share of intervals that hold the true mean, over many experiments.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Pairs of a method and its control at one number of labels; mIoU in [0, 1].
+
+    `interval` is that of the mean of the differences (None where there is one pair only).
+    """
+
+    labels: int
+    control: Stats
+    informed: Stats
+    change: Stats
+    interval: tuple[float, float] | None
+
+
+def partners(member: Member, candidates: Iterable[Member]) -> list[Member]:
+    """Those of `candidates` that `member` is compared with: same images, seeds, draw and labels.
+
+    Where one of the two has no such seed, draw or number of labels, it does not count. The
+    settings of all stages that both hang on must be equal.
+    """
+    return [other for other in candidates if _is_partner(member, other)]
+
+
+def _is_partner(member: Member, other: Member) -> bool:
+    mine, its = ({**m.replicate, "labels": m.row.get("labels")} for m in (member, other))
+    clash = any(
+        value is not None and its.get(key) not in (None, value) for key, value in mine.items()
+    )
+    if clash or (member.row["input"], member.start) != (other.row["input"], other.start):
+        return False
+    owners = set(_owners(member)) & set(_owners(other))
+
+    def common(node: Node) -> dict[str, str]:
+        rest = {key: value for key, value in node.swept.items() if key not in _IGNORED}
+        return {key: value for key, value in rest.items() if key.partition(".")[0] in owners}
+
+    return common(member.node) == common(other.node)
+
+
+def _owners(member: Member) -> tuple[str, ...]:
+    return _OWNERS.get(str(member.row["method"]), ("segmenter", "gan", "finetune"))
+
+
+def difference(member: Member, candidates: Iterable[Member]) -> float | None:
+    """mIoU of `member` less the mean of its partners'; None where none is finished."""
+    stats = summarise(other.miou for other in partners(member, candidates))
+    return None if stats is None else member.miou - stats.mean
+
+
+def members_of(groups: Iterable[Group], method: str) -> list[Member]:
+    """All finished replicates of a method, on any images and at any settings."""
+    return [member for group in groups if group.method == method for member in group.members]
+
+
+def differences(group: Group, groups: Sequence[Group]) -> list[float | None]:
+    """Of every replicate: its mIoU less that of its partners in BASES; None without any."""
+    candidates = members_of(groups, BASES.get(group.method, ""))
+    return [difference(member, candidates) for member in group.members]
+
+
+def gains(groups: Sequence[Group]) -> list[Gain]:
+    """The task-informed method against its control, per number of labels, at its base settings.
+
+    Only pairs count: a replicate whose partner is not finished is in no column.
+    """
+    informed = headline(groups, INFORMED)
+    if informed is None:
+        return []
+    found = [_gain(group, groups) for group in over_labels(groups, informed)]
+    return [gain for gain in found if gain is not None]
+
+
+def _gain(group: Group, groups: Sequence[Group]) -> Gain | None:
+    """One line of `gains`; None where there is no pair."""
+    changes = differences(group, groups)
+    pairs = [(m.miou, d) for m, d in zip(group.members, changes, strict=True) if d is not None]
+    informed = summarise(miou for miou, _ in pairs)
+    control = summarise(miou - change for miou, change in pairs)
+    change = summarise(change for _, change in pairs)
+    if informed is None or control is None or change is None:
+        return None
+    return Gain(int(group.labels or 0), control, informed, change, interval(change))
+
+
+def class_gains(group: Group, groups: Sequence[Group]) -> dict[str, Stats]:
+    """Class -> IoU of `group` less that of its partners, over replicates; by falling mean.
+
+    A class that neither occurs nor is predicted in one of a pair has no difference there.
+    """
+    found: dict[str, list[float]] = {}
+    candidates = members_of(groups, BASES.get(group.method, ""))
+    for member in group.members:
+        others = partners(member, candidates)
+        for name, iou in member.row["per_class"].items():
+            base = summarise(other.row["per_class"].get(name) for other in others)
+            if iou is not None and base is not None:
+                found.setdefault(name, []).append(iou - base.mean)
+    stats = {name: summarise(values) for name, values in found.items()}
+    known = {name: one for name, one in stats.items() if one is not None}
+    return dict(sorted(known.items(), key=lambda item: (-item[1].mean, item[0])))
+
+
+def interval(change: Stats) -> tuple[float, float] | None:
+    """The CONFIDENCE interval of a mean, by Student's t; None for a single value."""
+    if change.deviation is None:
+        return None
+    half = student_t(CONFIDENCE, change.n - 1) * change.deviation / math.sqrt(change.n)
+    return (change.mean - half, change.mean + half)
+
+
+def student_t(share: float, degrees: int) -> float:
+    """The t with |T| <= t at probability `share` (in [0, 1)), for 1 or more degrees of freedom.
+
+    By bisection over `student_share`. Raises ValueError outside of these ranges.
+    """
+    if not 0 <= share < 1 or degrees < 1:
+        raise ValueError(f"share {share}, degrees {degrees}: expected [0, 1), and 1 or more")
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _share(middle, degrees) < share else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def student_share(t: float, degrees: int) -> float:
+    """P(|T| <= t) of Student's t: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    return _share(math.atan(t / math.sqrt(degrees)), degrees)
+
+
+def _share(angle: float, degrees: int) -> float:
+    """`student_share` by the angle arctan(t / sqrt(degrees))."""
+    cosine = math.cos(angle)
+    is_odd = degrees % 2 == 1
+    term, total = cosine if is_odd else 1.0, 0.0
+    for step in range(1 + is_odd, degrees, 2):  # 26.7.3: 2/3, 4/5, ...; 26.7.4: 1/2, 3/4, ...
+        total += term
+        term *= cosine**2 * step / (step + 1)
+    if is_odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total

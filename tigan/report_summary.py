@@ -1,0 +1,110 @@
+"""The report's sentences: the main figures, and the conditions under which they hold."""
+
+from data_prep.config import ClassSet
+from tigan.report_pairs import CONFIDENCE, gains
+from tigan.report_rows import CONTROL, INFORMED, INPUTS, REAL, SCRATCH, Group, headline
+from tigan.report_text import METHOD_NAMES, convention, ends, signed_spread, spread
+
+# Rows in which f itself is trained on, and the one of another segmenter.
+_ADAPTED = ("finetuned_segmenter", "both", "adaptsegnet")
+_ORACLE = "oracle"
+
+
+def summary(groups: list[Group], names: dict[str, str]) -> str:
+    """The main figures in a few sentences, or what is missing of them."""
+    if not any(group.members for group in groups):
+        return "No method has been evaluated yet, so there is no figure to report."
+    source, synthetic = headline(groups, "source_only"), headline(groups, "source_only", INPUTS[0])
+    parts = []
+    if synthetic is not None:
+        parts.append(
+            f"The segmenter f, trained on synthetic images only, reaches "
+            f"{spread(synthetic.stats)} % mIoU on {names[INPUTS[0]]}"
+        )
+    subject = "it" if parts else "the segmenter f, trained on synthetic images only,"
+    parts.append(
+        f"On {names[REAL]} {subject} reaches {_clause(source)} without translation (source only), "
+        f"{_clause(headline(groups, 'cyclegan'))} after CycleGAN, "
+        f"{_clause(headline(groups, CONTROL))} after CycleGAN with the same extra steps but no "
+        f"task loss (the matched control) and {_clause(headline(groups, INFORMED))} after "
+        "task-informed finetuning" + _gain(groups)
+    )
+    others = [
+        f"{METHOD_NAMES[method]} {spread(group.stats)} %"
+        for method in (*_ADAPTED, _ORACLE)
+        if (group := headline(groups, method)) is not None
+    ]
+    if others:
+        parts.append(f"For comparison: {'; '.join(others)}")
+    return ". ".join(parts) + "."
+
+
+def _gain(groups: list[Group]) -> str:
+    """The labels, and the gain against the control, of the task-informed headline."""
+    informed = headline(groups, INFORMED)
+    if informed is None:
+        return ""
+    text = f" with {informed.labels} labelled images"
+    found = [gain for gain in gains(groups) if gain.labels == informed.labels]
+    if not found:
+        return text
+    text += f"; that is {signed_spread(found[0].change)} points against the matched control "
+    if found[0].interval is None:
+        return text + "(one replicate)"
+    return text + (
+        f"(mean ± standard deviation over n = {found[0].change.n} replicates; "
+        f"{100 * CONFIDENCE:.0f} % confidence interval of the mean {ends(found[0].interval)})"
+    )
+
+
+def _clause(group: Group | None) -> str:
+    return "(not finished)" if group is None else f"{spread(group.stats)} %"
+
+
+def conditions(groups: list[Group], classes: ClassSet, names: dict[str, str]) -> list[str]:
+    """What must be known to read the table, one sentence or two each."""
+    rows = [member.row for group in groups for member in group.members]
+    counts = {
+        name: sorted({row["images"] for row in rows if row["input"] == name}) for name in INPUTS
+    }
+    images = [
+        f"{names[name]}, all {' or '.join(map(str, counts[name]))} images"
+        for name in INPUTS
+        if counts[name]
+    ]
+    found = [f"Images: {'; '.join(images)}."] if images else []
+    found += [
+        f"Score: {convention(classes)}. Predictions are upsampled to the full size of the ground "
+        "truth, counted in one confusion matrix over the whole set, and averaged over the classes "
+        "(not over images).",
+        "Pixels of any other label are ignored; a class that neither occurs nor is predicted is "
+        "left out of the mean.",
+        "Translated images are rounded to 8 bits, as an image file would be, before f sees them; "
+        "the last column gives the score without that rounding.",
+    ]
+    return found + _segmenters(groups)
+
+
+def _segmenters(groups: list[Group]) -> list[str]:
+    """How the segmenter of each method came about."""
+    members = [m for g in groups if g.method != _ORACLE for m in g.members]
+    seeds = sorted({m.row["seeds"].get("segmenter") for m in members} - {None})
+    starts = sorted({member.start for member in members}, key=lambda s: (s != SCRATCH, s))
+    present = {group.method for group in groups}
+    found = []
+    if seeds:
+        start = " or ".join("from scratch" if s == SCRATCH else f"from weights {s}" for s in starts)
+        adapted = [METHOD_NAMES[method] for method in _ADAPTED if method in present]
+        rest = "no row adapts it"
+        if adapted:
+            rest = f"only these rows train it on: {'; '.join(adapted)}"
+        found.append(
+            f"f is trained {start} on synthetic images ({'seed' if len(seeds) == 1 else 'seeds'} "
+            f"{', '.join(map(str, seeds))}) and then frozen; {rest}."
+        )
+    if _ORACLE in present:
+        found.append(
+            "The oracle is a segmenter like f, trained on all labelled real train images but the "
+            "selection split: a bound, not a rival."
+        )
+    return found
