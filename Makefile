@@ -1,11 +1,12 @@
 # make demo: set up, run the whole method on the embedded data.   make test: set up, run all tests.
+# make experiments: every baseline, at five numbers of labels.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests share few cores with each other; more threads than cores make all of them wait.
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo test unit slow cluster-tests lint bench bench-read bench-pack \
+.PHONY: setup demo experiments test unit slow cluster-tests lint bench bench-read bench-pack \
 	bench-submit cluster cluster-down
 
 setup: $(VENV)/.installed
@@ -19,10 +20,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python pipeline/run.py --stage all
 
+# The curve over labels on the embedded data, with every baseline: hours on two cores. The same
+# command goes on where it was stopped.
+experiments: setup
+	$(BIN)/python pipeline/run.py --stage all --sweep labels_small --run-dir runs/experiments \
+		--set report.title='Task-informed GAN on MiniCity: how many labels'
+
 test: lint unit slow cluster-tests
 
+# Two processes: most of these tests wait for other processes or for imports.
 unit: setup
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not cluster"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
