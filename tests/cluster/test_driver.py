@@ -73,8 +73,8 @@ def test_driver_killed_after_sbatch_took_a_job(
             said = run.drive("--stage", "all")
             assert "killed before it noted the id" in said
             nodes = jobs_by_node(run)
-            assert set(nodes.values()) == {1} and len(nodes) == 9, nodes
-            assert all_in_queue(plain) == 9  # 4 trainings, 4 evaluations, the report
+            assert set(nodes.values()) == {1} and len(nodes) == 11, nodes
+            assert all_in_queue(plain) == 11  # 5 trainings, 5 evaluations, the report
             run.drive("--cancel")
             assert all_in_queue(plain) == 0
     finally:
@@ -251,7 +251,11 @@ def test_points_share_a_node_and_elements_follow_each_other(
 ) -> None:
     """Four points as two jobs of two; their evaluations wait for their own job only."""
     sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("sweep:\n  - {finetune.alpha: [0.0, 0.25, 0.5, 0.75]}\n")
+    sweep.write_text(
+        "sweep:\n"
+        "  - finetune.alpha: [0.25, 0.5, 0.75]\n"
+        "    methods: [[cyclegan_matched, task_informed]]\n"
+    )
     layout = {"nodes": 1, "tasks_per_node": 1, "points_per_node": 2}
     run = new_run(accounted, stages={"finetune": layout, "evaluate": layout})
     said = run.drive("--stage", "all", "--sweep", str(sweep))
@@ -266,7 +270,7 @@ def test_status_asks_slurm_twice(accounted: Cluster, new_run: NewRun, tmp_path: 
     """However many points there are."""
     sweep = tmp_path / "sweep.yaml"
     alphas = ", ".join(f"{i / 1000}" for i in range(1, 201))
-    sweep.write_text(f"sweep:\n  - {{finetune.alpha: [{alphas}]}}\n")
+    sweep.write_text(f"sweep:\n  - {{finetune.alpha: [{alphas}], methods: [[task_informed]]}}\n")
     run = new_run(accounted)
     accounted.run("scontrol", "update", "PartitionName=booster", "State=DOWN")
     try:

@@ -25,11 +25,11 @@ def whole(accounted: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Slurm
 
 def test_all_is_done_and_nothing_is_left_to_do(whole: SlurmRun) -> None:
     said = whole.drive("--stage", "all")
-    assert "nothing to do: all 13 stages are done" in said, whole.describe()
+    assert "nothing to do: all 15 stages are done" in said, whole.describe()
     status = whole.drive("--status")
-    assert "13 done" in status and "node-hours used" in status
+    assert "15 done" in status and "node-hours used" in status
     rows = json.loads((whole.run_dir / "report" / "results.json").read_text())["rows"]
-    methods = {"source_only", "cyclegan", "cyclegan_matched", "task_informed"}
+    methods = {"source_only", "cyclegan", "cyclegan_matched", "task_informed", "adaptsegnet"}
     assert {row["method"] for row in rows} == methods
     ranks = json.loads((whole.run_dir / "gan" / "done.json").read_text())["world_size"]
     assert ranks == 4
@@ -55,7 +55,7 @@ def test_weights_are_those_of_a_run_on_this_machine(whole: SlurmRun, tmp_path: P
     on_slurm = float((whole.run_dir.parent / "seconds").read_text())
     print(f"whole graph: {on_slurm:.0f} s on Slurm, {seconds:.0f} s with --partition local")
     expected = output_digests(tmp_path / "local")
-    assert {"segmenter", "gan", "finetune", "finetune/finetune.alpha=0.0"} <= expected.keys()
+    assert {"gan", "finetune/finetune.alpha=0.0", "adaptsegnet"} <= expected.keys()
     assert output_digests(whole.run_dir) == expected
 
 
