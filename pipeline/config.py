@@ -41,6 +41,7 @@ _NEEDED_BY = {
     "finetune_segmenter": ("finetuned_segmenter", "both"),
     "adaptsegnet": ("adaptsegnet",),
 }
+_ON_REAL_IMAGES = ("finetuned_segmenter", "both", "adaptsegnet", "oracle")
 
 
 class DataConfig(StrictModel):
@@ -118,20 +119,22 @@ class RunConfig(StrictModel):
                     f"{section}: not given, but methods lists {wanted[0]}; add the section, or "
                     "take the method out"
                 )
-        if self.adaptsegnet is not None:
-            self._same_crop_fits_real("adaptsegnet")
-        if "oracle" in self.methods or self.finetune_segmenter is not None:
-            self._same_crop_fits_real("oracle and finetune_segmenter")
         return self
 
-    def _same_crop_fits_real(self, users: str) -> None:
-        """f's crop is taken of real images too. Raises ValueError where it is too large."""
-        crop, real = self.segmenter.crop, self.pack.cityscapes
-        if crop[0] > real.height or crop[1] > real.width:
+    @model_validator(mode="after")
+    def _real_images_fit(self) -> "RunConfig":
+        """Some methods train f's kind of network on real images, with the crop and zoom of f."""
+        users = [method for method in self.methods if method in _ON_REAL_IMAGES]
+        real, crop, least = self.pack.cityscapes, self.segmenter.crop, self.segmenter.scale[0]
+        needed = max(crop[0] / real.height, crop[1] / real.width)
+        if users and least < needed - 1e-9:
             raise ValueError(
-                f"segmenter.crop: {crop} does not fit into the images of pack.cityscapes "
-                f"([{real.height}, {real.width}]), which {users} need; expected at most that"
+                f"methods: {users[0]} takes windows of segmenter.crop {crop} at zooms from {least} "
+                f"out of the images of pack.cityscapes ([{real.height}, {real.width}]); expected "
+                f"a least zoom (segmenter.scale) of {needed:.4g} or more, a smaller "
+                "segmenter.crop, or that method taken out"
             )
+        return self
 
     @model_validator(mode="after")
     def _crops_fit(self) -> "RunConfig":

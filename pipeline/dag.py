@@ -4,12 +4,13 @@ from collections.abc import Collection, Mapping
 
 from pipeline.config import MINICITY, RunConfig
 from pipeline.methods import PointNodes
-from pipeline.nodes import Builder, Graph
+from pipeline.nodes import Builder, Graph, PointName
 from pipeline.science import PackStage, RenderCityscapesStage, RenderSynthiaStage
 from pipeline.sweep import Run
 from tigan.config import ReportStage
 
 KINDS = ("synthia", "cityscapes")
+_BASE = PointName()
 
 # Relative run times of the stages, as seen on MiniCity; only the order of starting hangs on them.
 _WEIGHTS: dict[str, int] = {
@@ -47,7 +48,7 @@ def build_graph(
         for method in point.config.methods:
             nodes.add_method(method)
     page = ReportStage(**run.config.report.model_dump(), classes=run.config.classes)
-    builder.add("report", "", page, run.config, {name: name for name in builder.nodes})
+    builder.add("report", _BASE, page, run.config, {name: name for name in builder.nodes})
     return builder.nodes
 
 
@@ -64,14 +65,14 @@ def _add_data(builder: Builder, config: RunConfig, kind: str) -> str:
     if kind == "synthia":
         render = RenderSynthiaStage(images=city.synthia_images, **size)
         pack = PackStage(kind="synthia", pack=config.pack.synthia)
-        inputs = {} if own else {"raw": builder.add("render_synthia", "", render, config, {})}
-        return builder.add("pack_synthia", "", pack, config, inputs, kind if own else None)
+        inputs = {} if own else {"raw": builder.add("render_synthia", _BASE, render, config, {})}
+        return builder.add("pack_synthia", _BASE, pack, config, inputs, kind if own else None)
     street = RenderCityscapesStage(
         train_images=city.train_images, val_images=city.val_images, **size
     )
     pack = PackStage(kind="cityscapes", pack=config.pack.cityscapes)
-    inputs = {} if own else {"raw": builder.add("render_cityscapes", "", street, config, {})}
-    return builder.add("pack_cityscapes", "", pack, config, inputs, kind if own else None)
+    inputs = {} if own else {"raw": builder.add("render_cityscapes", _BASE, street, config, {})}
+    return builder.add("pack_cityscapes", _BASE, pack, config, inputs, kind if own else None)
 
 
 def select(graph: Graph, done: Collection[str], stage: str) -> list[str]:

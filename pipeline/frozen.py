@@ -43,6 +43,9 @@ class FrozenStage(StrictModel):
 
     stage: StageName
     point: str
+    swept: dict[str, Any] = Field(
+        default={}, description="the swept keys that the point stands for"
+    )
     science_hash: str
     stage_version: int
     science: dict[str, Any]

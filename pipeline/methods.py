@@ -1,9 +1,11 @@
 """The graph's part at one point: which stages each method of the table needs, and their names."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import paths
-from pipeline.nodes import Builder
+from pipeline.hashing import weights_digest
+from pipeline.nodes import Builder, PointName
 from pipeline.sweep import Point
 from tigan.config import (
     AdaptSegNetStage,
@@ -135,13 +137,23 @@ class PointNodes:
         inputs = {"real": self._packs["real"]}
         return self._builder.add("oracle", self._label(*_F), science, config, inputs)
 
-    def _label(self, *owners: str, prefix: str = "", control: bool = False) -> str:
-        """A node's directory name: the changed keys that it hangs on."""
+    def _label(self, *owners: str, prefix: str = "", control: bool = False) -> PointName:
+        """A node's point: the changed keys that it hangs on, less those idle at alpha = 0."""
         changed = self._point.changed_in(owners)
-        if control:
+        if "finetune" in owners and (control or self._point.config.finetune.alpha == 0):
             changed = {k: v for k, v in changed.items() if k not in _IDLE_AT_ALPHA_0}
             changed["finetune.alpha"] = 0.0
-        return paths.point_label(changed, prefix)
+        shown = {key: self._shown(key, value) for key, value in changed.items()}
+        return PointName(paths.point_label(shown, prefix), shown)
+
+    def _shown(self, key: str, value: Any) -> Any:
+        """A swept value as it stands in names: a file of weights by its contents, not its place."""
+        if key != "segmenter.pretrained" or value == "none":
+            return value
+        path, kept = Path(value), self._builder.kept_weights
+        is_gone = str(path) in kept and not path.is_file()
+        digest = kept[str(path)] if is_gone else weights_digest(path)
+        return f"{path.stem}-{digest[:8]}"
 
 
 def _control(finetune: FinetuneConfig) -> FinetuneConfig:

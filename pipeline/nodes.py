@@ -30,11 +30,20 @@ STAGE_VERSION: dict[str, int] = {
 
 
 @dataclass(frozen=True)
+class PointName:
+    """A point's directory, and the swept keys that it stands for; both empty for the base."""
+
+    text: str = ""
+    swept: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Node:
     """One stage at one point. `hash` is None where the data it hangs on is not known."""
 
     stage: StageName
     point: str
+    swept: Mapping[str, Any]
     science: dict[str, Any]
     inputs: dict[str, str]  # role -> name of the node
     hash: str | None
@@ -64,7 +73,7 @@ class Builder:
     def add(
         self,
         stage: StageName,
-        point: str,
+        point: PointName,
         science: StrictModel,
         config: RunConfig,
         inputs: dict[str, str],
@@ -83,7 +92,7 @@ class Builder:
         digest = science_hash(stage, dump, version, upstream, self.kept_weights)
         if (stage, digest) not in self.names:
             known = digest if is_known else None
-            node = Node(stage, point, dump, inputs, known, config, raw_hash)
+            node = Node(stage, point.text, point.swept, dump, inputs, known, config, raw_hash)
             assert node.name not in self.nodes, f"two different nodes called {node.name}"
             self.nodes[node.name] = node
             self.digests[node.name] = digest

@@ -94,9 +94,9 @@ def is_point(name: str) -> bool:
 
 
 def _text(value: object) -> str:
-    """A value as it stands in a label: `0.5`, `14`, `true`, `0.5x0.999`, `5pct`."""
+    """A value as it stands in a label: `0.5`, `14`, `true`, `0.5x0.999`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         return "x".join(_text(item) for item in value)
-    return str(value).replace("%", "pct")  # Slurm reads % in the paths of its options
+    return str(value)

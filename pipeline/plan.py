@@ -8,13 +8,14 @@ from pathlib import Path
 from data_prep import atomic
 from data_prep.config import ConfigError
 from pipeline import paths, progress, weights
-from pipeline.config import MINICITY, RunConfig
-from pipeline.dag import KINDS, root_of, select
-from pipeline.done import load_done, read_done
+from pipeline.config import RunConfig
+from pipeline.dag import root_of, select
+from pipeline.done import read_done
 from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, write_frozen
 from pipeline.hashing import pretrained_file, weights_digest
 from pipeline.nodes import STAGE_VERSION, STAGES, Graph, Node
 from pipeline.profiles import LocalProfile, Profile, find_mpiexec
+from pipeline.roots import label_problems, read_roots
 from pipeline.stale import Found, State, decide
 from pipeline.sweep import Run
 
@@ -50,8 +51,8 @@ def make_plan(
     for name in ({stage} - {"all"}) | set(forced):
         if name not in STAGES:
             raise ConfigError(f"no stage {name!r}; there are: {', '.join(STAGES)}")
-    raw, trouble = _raw_hashes(run.config, run_dir)
-    graph = weights.graph_of(run, raw, _kept_weights(run, run_dir))
+    roots = read_roots(run.config, run_dir)
+    graph = weights.graph_of(run, roots.hashes, _kept_weights(run, run_dir))
     found = {name: look(run_dir, node) for name, node in graph.items()}
     states = decide(graph, found, forced)
     todo = select(graph, {name for name, s in states.items() if s.kind == "done"}, stage)
@@ -59,7 +60,8 @@ def make_plan(
     for name in forced:
         if not any(graph[n].stage == name for n in todo):
             plan.problems.append(f"--force {name}: --stage {stage} does not run {name}")
-    for kind, message in trouble.items():
+    plan.problems += label_problems(graph, todo, roots)
+    for kind, message in roots.trouble.items():
         if f"pack_{kind}" in todo:
             plan.problems.append(message)
         elif states[f"pack_{kind}"].kind == "done" and root_of(run.config, kind) is not None:
@@ -104,33 +106,6 @@ def own_entries(stage_dir: Path) -> list[Path]:
     return [entry for entry in sorted(stage_dir.iterdir()) if not paths.is_point(entry.name)]
 
 
-def _raw_hashes(config: RunConfig, run_dir: Path) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Kind of data -> fingerprint of the user's own data, and what is wrong with it, if so.
-
-    Where the data is gone, a finished pack tells what it was: the pack goes on being valid.
-    """
-    hashes: dict[str, str | None] = {}
-    trouble: dict[str, str] = {}
-    for kind in KINDS:
-        root = root_of(config, kind)
-        if root == MINICITY:
-            continue
-        try:
-            hashes[kind], lacks = _fingerprint(root, kind)
-            if lacks and not config.data.subset:
-                trouble[kind] = (
-                    f"data.{kind}_root: {lacks}; complete it, or give --set data.subset=true if so "
-                    "many are meant"
-                )
-        except ConfigError as error:
-            trouble[kind] = str(error)
-            pack = run_dir / f"pack_{kind}"
-            raw = read_frozen_tree(pack).get("inputs", {}).get("raw", {})
-            known = load_done(pack) is not None and Path(raw.get("dir", "")).is_absolute()
-            hashes[kind] = raw.get("hash") if known else None
-    return hashes, trouble
-
-
 def _kept_weights(run: Run, run_dir: Path) -> dict[str, str]:
     """Digests of the files of backbone weights that are gone, as finished segmenters read them."""
     files = [Path(p.config.segmenter.pretrained) for p in run.points]
@@ -158,28 +133,6 @@ def _note_missing_weights(plan: Plan, path: str) -> None:
         plan.problems.append(f"{message}; {unmade[0]} is to start from it: correct the path")
     elif done:
         plan.warnings.append(f"{message}; {', '.join(done)}: done, and kept")
-
-
-def _fingerprint(root: str | None, kind: str) -> tuple[str, str]:
-    """Fingerprint of a data root, and how it differs from the published data set in number.
-
-    Raises `ConfigError` where it is not given, or not right.
-    """
-    key = f"data.{kind}_root"
-    if root is None:
-        raise ConfigError(
-            f"{key}: not given; give it with --set {key}=PATH (a folder in the layout of "
-            f"{kind.capitalize()}) or --set {key}={MINICITY} (rendered images)"
-        )
-    if not Path(root).is_dir():
-        raise ConfigError(f"{key}: no folder {root}; correct it, or give --set {key}=PATH")
-    from data_prep import listing
-
-    try:
-        source = listing.list_source("synthia" if kind == "synthia" else "cityscapes", Path(root))
-        return listing.fingerprint(source), listing.missing_images(source)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{key}: {error}") from None
 
 
 def _rank_problems(node: Node, profile: Profile) -> list[str]:
@@ -265,6 +218,7 @@ def freeze(plan: Plan, node: Node, profile: Profile) -> Path:
         FrozenStage(
             stage=node.stage,
             point=node.point,
+            swept=dict(node.swept),
             science_hash=node.hash,
             stage_version=STAGE_VERSION[node.stage],
             science=node.science,

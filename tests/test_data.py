@@ -174,16 +174,11 @@ def test_draws_are_nested_and_differ() -> None:
     assert few.tolist() != draw_labelled(train, 14, 1).tolist()
 
 
-def test_shares_of_labels_are_the_published_counts() -> None:
-    split = cast(PackedSplit, range(2975))
-    train = np.arange(2975 - 297)
-    shares = ["0.5%", "1%", "2%", "5%", "10%", "100%"]
-    assert [label_count(split, train, s) for s in shares] == [14, 29, 59, 148, 297, len(train)]
-    assert label_count(split, train, 14) == 14
+def test_all_labels_are_what_the_selection_split_leaves() -> None:
+    train = np.arange(2678)
+    assert label_count(train, "all") == 2678 and label_count(train, 14) == 14
     with pytest.raises(ValueError, match=r"finetune\.labels: 2679 asked for.*only 2678"):
-        label_count(split, train, 2679)
-    with pytest.raises(ValueError, match=r"0\.01% of 2975 train images is less than one"):
-        label_count(split, train, "0.01%")
+        label_count(train, 2679)
 
 
 def test_zoom_is_limited_to_what_fits() -> None:

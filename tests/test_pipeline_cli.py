@@ -68,7 +68,7 @@ def test_dry_run_over_own_data_is_as_light(tmp_path: Path) -> None:
     write_synthia(tmp_path / "synthia", 2)
     write_cityscapes(tmp_path / "photos", {"train": {"aachen": 2}, "val": {"bochum": 1}})
     roots = ("data.synthia_root=synthia", "data.cityscapes_root=photos")
-    given = ["--set", *roots, "data.subset=true"]
+    given = ["--set", *roots, "data.subset=true", "finetune.labels=2"]
     result = command(tmp_path, "--stage", "all", "--dry-run", "--config", str(RUN_CONFIG), *given)
     assert result.returncode == 0, result.stderr
     assert "runs/minicity: 17 stages to run, 0 done" in result.stdout

@@ -207,6 +207,7 @@ def test_several_sweep_files_are_one_sweep(tmp_path: Path) -> None:
     [
         ("labels", "synthia_cityscapes", 36),
         ("alpha_gamma", "synthia_cityscapes", 36),
+        ("baselines", "synthia_cityscapes", 42),
         ("labels_small", "minicity", 15),
         ("labels_small", "photos", 15),
     ],
@@ -217,7 +218,14 @@ def test_shipped_sweeps_fit_their_run_configs(sweep: str, config: str, points: i
     assert len(run.points) == points
 
 
-@pytest.mark.parametrize("labels", ["0%", "101%", "5 %", "five", 0])
-def test_labels_are_a_number_or_a_share(labels: int | str) -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.labels.*expected"):
+@pytest.mark.parametrize("labels", ["5%", "five", 0, 0.5])
+def test_labels_are_a_number_or_all(labels: float | str) -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.labels"):
         load_run(RUN_CONFIG, [f"finetune.labels={labels}"])
+
+
+def test_a_crop_is_checked_against_real_images_only_where_they_are_trained_on() -> None:
+    small = {"pack__cityscapes__height": 64, "gan__crop": [64, 128]}
+    tiny_run(**small)
+    with pytest.raises(ConfigError, match=r"methods: oracle takes windows.*zoom.*of 1\.5 or more"):
+        tiny_run(methods=["oracle"], **small)

@@ -152,17 +152,38 @@ def test_methods_can_differ_from_point_to_point() -> None:
     ]
 
 
+def test_both_at_alpha_0_is_one_node_whatever_gamma() -> None:
+    for gammas in ([1.0, 10.0], [0.3, 1.0, 10.0]):
+        sweep = [{"finetune.alpha": [0.0, 0.5], "finetune.gamma": gammas}]
+        graph = graph_of(sweep, methods=["both"], **BASELINES)
+        plain = [n for n in graph if "translated,finetune.alpha=0.0" in n]
+        assert plain == ["finetune_segmenter/translated,finetune.alpha=0.0"]
+
+
+def test_swept_weights_are_named_by_their_contents(tmp_path: Path) -> None:
+    (tmp_path / "a=1,b").mkdir()
+    here, there = tmp_path / "w.pth", tmp_path / "a=1,b" / "w.pth"
+    for path in (here, there):
+        path.write_text("weights")
+
+    def graph(path: Path) -> Graph:
+        sweep = [{"segmenter.pretrained": str(path), "methods": [["source_only"]]}]
+        return graph_of(sweep, segmenter__architecture="deeplabv3")
+
+    assert list(graph(here)) == list(graph(there))
+    (node,) = [node for node in graph(there).values() if node.stage == "segmenter"]
+    assert str(tmp_path) not in node.name
+    (shown,) = node.swept.values()
+    assert shown.startswith("w-") and node.point == f"segmenter.pretrained={shown}"
+    there.write_text("others")
+    assert list(graph(here)) != list(graph(there))
+
+
 def test_a_method_without_its_settings_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"adaptsegnet: not given, but methods lists adapt"):
         tiny_run(methods=["adaptsegnet"])
     with pytest.raises(ConfigError, match=r"finetune_segmenter: not given, but methods lists both"):
         tiny_run([{"methods": [["both"]]}])
-
-
-def test_shares_of_labels_are_points_without_percent_signs() -> None:
-    graph = graph_of([{"finetune.labels": ["5%", "0.5%"]}])
-    names = [n for n in graph if graph[n].stage == "finetune"]
-    assert names == ["finetune/finetune.labels=5pct", "finetune/finetune.labels=0.5pct"]
 
 
 def test_gamma_makes_no_difference_at_alpha_0() -> None:

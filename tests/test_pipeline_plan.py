@@ -237,10 +237,10 @@ def test_own_data_moved_or_gone_keeps_its_pack(tmp_path: Path, photos: Path) -> 
 
 def test_too_few_images_are_a_problem_unless_they_are_meant(tmp_path: Path, photos: Path) -> None:
     data = {"synthia_root": "minicity", "cityscapes_root": str(photos)}
-    (problem,) = plan(tiny_run(data=data), tmp_path).problems
+    (problem,) = plan(tiny_run(data=data, finetune__labels=1), tmp_path).problems
     assert problem.startswith(f"data.cityscapes_root: {photos}: labelled images: ")
     assert "2,975 in train, 500 in val" in problem and "--set data.subset=true" in problem
-    meant = plan(tiny_run(data=data | {"subset": True}), tmp_path)
+    meant = plan(tiny_run(data=data | {"subset": True}, finetune__labels=1), tmp_path)
     assert (meant.problems, meant.warnings) == ([], [])
     frozen = freeze(meant, meant.graph["pack_cityscapes"], PROFILE)
     assert read_frozen(frozen).launch.subset
@@ -302,6 +302,25 @@ def test_weights_file_that_is_gone_keeps_the_segmenter_made_from_it(tmp_path: Pa
     weights.unlink()
     (run_dir / "segmenter" / "segmenter.seed=3" / "done.json").unlink()
     assert f"no file {weights}" in plan(run, run_dir).problems[0]
+
+
+def test_more_labels_than_are_left_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    for city, count in (("aachen", 15), ("bochum", 5)):
+        for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            for split, number in (("train", count), ("val", 1)):
+                folder = tmp_path / kind / split / f"{city}{split}"
+                folder.mkdir(parents=True)
+                for i in range(number):
+                    (folder / f"{city}{split}_{i:06d}_000019_{suffix}.png").write_text("x")
+    data = {"synthia_root": "minicity", "cityscapes_root": str(tmp_path), "subset": True}
+    keys = {"data": data, "selection_fraction": 0.2}  # 12 and 4 are left
+
+    def found(labels: int | str) -> list[str]:
+        run = tiny_run([{"finetune.labels": labels}], **keys)
+        return plan(run, tmp_path / "run").problems
+
+    assert found(16) == [] and found("all") == []
+    assert "finetune.labels: 17 asked for, but only 16 train images are left" in found(17)[0]
 
 
 def test_unknown_stage_lists_the_stages(tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ its public code; all else is our own choice and says so. Sizes are [height, widt
 batch sizes are global (over all ranks), durations are counted in images.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from data_prep.config import StrictModel
 
@@ -29,17 +28,7 @@ Size = Annotated[list[int], Field(min_length=2, max_length=2)]
 Precision = Literal["fp32", "bf16"]
 
 
-def _checked_labels(value: int | str) -> int | str:
-    """Raise ValueError for anything but a positive number or a share of 0 to 100 %."""
-    if isinstance(value, int):
-        if value < 1:
-            raise ValueError(f"{value}: expected 1 or more labelled images")
-    elif not re.fullmatch(r"\d+(\.\d+)?%", value) or not 0 < float(value[:-1]) <= 100:
-        raise ValueError(f"{value!r}: expected a number of images, or a share such as '0.5%'")
-    return value
-
-
-Labels = Annotated[int | str, AfterValidator(_checked_labels)]
+Labels = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
 class SegmenterConfig(StrictModel):
@@ -158,9 +147,8 @@ class FinetuneConfig(StrictModel):
     seed: int = Field(default=0, ge=0, description="data order, augmentation, pools")
     draw: int = Field(default=0, ge=0, description="seed of the permutation that picks the labels")
     labels: Labels = Field(
-        description="labelled real images, nested over sizes: 14 are the first of the 29. A "
-        "number, or a share such as '0.5%' of all train images (14 of Cityscapes' 2,975); '100%' "
-        "is all but the selection split"
+        description="labelled real images, nested over sizes: 14 are the first of the 29; 'all' "
+        "is all train images but the selection split"
     )
     alpha: float = Field(
         ge=0.0, le=1.0, description="weight of the task loss; 0 is plain CycleGAN, bit for bit"

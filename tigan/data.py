@@ -8,7 +8,6 @@ state to save, resume is exact, and the order does not depend on ranks or worker
 import faulthandler
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -191,28 +190,19 @@ def train_and_selection(split: PackedSplit, fraction: float) -> tuple[Indices, I
     return np.array(train, np.int64), np.array(selection, np.int64)
 
 
-def label_count(split: PackedSplit, train: Indices, labels: int | str) -> int:
-    """How many labelled images `labels` means: a number, or a share of all of `split`, such as 5%.
+def label_count(train: Indices, labels: int | str) -> int:
+    """How many labelled images `labels` means: a number, or 'all' of `train`.
 
-    Shares are of all train images, as published (0.5 % of 2,975 is 14), rounded down, and at most
-    `train`, what the selection split leaves. Raises ValueError where that is none, or where a
-    number is larger than `train`.
+    Raises ValueError for a number larger than `train`, what the selection split leaves.
     """
-    if isinstance(labels, str):
-        # Decimal: as a float, 0.29 * 100 is 28.999999999999996.
-        count = min(len(train), int(Decimal(labels[:-1]) * len(split) / 100))
-        if count < 1:
-            raise ValueError(
-                f"finetune.labels: {labels} of {len(split)} train images is less than one image; "
-                "raise it, or give a number"
-            )
-        return count
-    if labels > len(train):
+    if labels == "all":
+        return len(train)
+    if int(labels) > len(train):
         raise ValueError(
             f"finetune.labels: {labels} asked for, but only {len(train)} train images are left "
             "beside the selection split; lower finetune.labels or selection_fraction"
         )
-    return labels
+    return int(labels)
 
 
 def draw_labelled(train: Indices, labels: int, draw: int) -> Indices:
@@ -225,4 +215,4 @@ def labelled_images(
 ) -> Indices:
     """The images of a train split that are used with their labels. Raises ValueError."""
     train, _ = train_and_selection(split, selection_fraction)
-    return draw_labelled(train, label_count(split, train, labels), draw)
+    return draw_labelled(train, label_count(train, labels), draw)

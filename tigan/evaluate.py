@@ -129,7 +129,7 @@ def _labels(
     used = finetune or segmenter
     if "labels" not in used:
         return {"labels": None, "draw": None}
-    return {"labels": label_count(split, train, used["labels"]), "draw": used["draw"]}
+    return {"labels": label_count(train, used["labels"]), "draw": used["draw"]}
 
 
 def _confusions(scored: _Set, predictor: Predictor, classes: ClassSet) -> Tensor:
