@@ -166,7 +166,7 @@ def test_labelled_images_are_those_of_the_method(tmp_path: Path, inputs: Roles) 
 def test_selection_split_is_never_trained_on(tmp_path: Path, inputs: Roles) -> None:
     _, train, selection = real_split(inputs)
     adapt, oracle = adaptsegnet_science(), oracle_science()
-    all_labels = finetune_segmenter_science(labels="100%")
+    all_labels = finetune_segmenter_science(labels="all")
     for training, stream in (
         (adaptsegnet.build(adapt, job(tmp_path, adapt, inputs)), "real"),
         (segmenter.build(oracle, job(tmp_path, oracle, inputs)), "real"),

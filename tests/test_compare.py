@@ -9,6 +9,7 @@ import pytest
 from tigan import compare_figures, compare_rows
 from tigan.compare import compare, main, read_run
 from tigan.compare_rows import Line, table
+from tigan.report_curves import MOST_POINTS
 
 CLASSES = ("road", "car", "sky")
 REAL = "cityscapes_val"
@@ -255,6 +256,11 @@ def test_wrong_input_is_refused_and_nothing_is_written(tmp_path: Path, two: list
         refused(rf"bad{number}/report/results\.json: {match}", [two[0], bad], out)
     refused("--names: found 1 names for 2 runs", two, out, ["a"])
     refused("two runs have one name", two, out, ["a", "a"])
+    many = [tmp_path / f"run{number}" for number in range(MOST_POINTS + 1)]
+    refused("found 9 run directories, but the figures have 8 colours.*at most 8", many, out)
+    refused("run0/report/results", many[:-1], out)  # as many as there are colours
+    colours = {compare_figures.point_colour(place) for place in range(MOST_POINTS)}
+    assert len(colours) == MOST_POINTS
     assert not out.exists()
 
 

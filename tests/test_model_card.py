@@ -4,13 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from tiny_data import write_png
 from tiny_run import tiny_run
 
 from data_prep import listing
 from data_prep.config import load_class_set
 from tigan import model_card
+from tigan.pictures import resized
 from tigan.report_nodes import Node, read_nodes
 from tigan.report_rows import group_rows
 
@@ -86,6 +89,25 @@ def test_backbone_weights_are_named_without_their_path(tmp_path: Path, run_dir: 
     text = card(run)
     assert "pretrained: resnet101.pth" in text and "someone" not in text
     assert "backbone weights made elsewhere" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "noise"), [((6, 8), 20), ((12, 16), 20), ((24, 32), 0), ((24, 12), 0)]
+)
+def test_loading_brings_photos_to_the_size_as_packing_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], noise: int
+) -> None:
+    imports, _, prepared = model_card.LOAD.split("\n\n")
+    monkeypatch.chdir(tmp_path)
+    photo = np.repeat(np.add.outer(np.arange(12), np.arange(16))[..., None] * 9, 3, -1)
+    photo += np.random.default_rng(0).integers(0, noise + 1, photo.shape)
+    write_png(tmp_path / "photo.png", photo.astype(np.uint8))
+    found = {"about": {"height": size[0], "width": size[1]}}
+    exec(imports + "\n" + prepared.partition("with torch")[0], found)
+    images = (255 * found["images"][0]).round().permute(1, 2, 0).numpy()
+    # Where it enlarges, the libraries are not the same bicubic: without noise, nearly.
+    expected = resized(photo.astype(np.uint8), size).astype(int)
+    assert abs(images - expected).max() <= (1 if noise else 3)
 
 
 def test_card_of_a_run_that_is_not_finished(tmp_path: Path, run_dir: Path) -> None:

@@ -146,6 +146,40 @@ def test_what_is_gone_is_left_out_and_named(tmp_path: Path, run_dir: Path) -> No
     assert len(problems) == 1 and "packing has not finished" in problems[0]
 
 
+def change_done(folder: Path, key: str) -> None:
+    done = json.loads((folder / "done.json").read_text())
+    (folder / "done.json").write_text(json.dumps(done | {key: "another"}))
+
+
+def test_what_was_not_scored_is_not_shown(tmp_path: Path, run_dir: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    shown = [Shown(PackedSplit(copy / "pack_cityscapes", "val").keys[0], "best", 0.5, 0.4)]
+
+    def drawn() -> tuple[list[list[str]], list[str]]:
+        problems: list[str] = []
+        nodes = nodes_of(copy)
+        lines = panels.draw(shown, methods_of(nodes), nodes, CLASSES, problems)
+        return [list(line["pictures"]) for line in lines], problems
+
+    # Weights that load, but are others.
+    shutil.copy(copy / "gan" / "translator.pt", copy / "finetune" / "translator.pt")
+    ((*columns,),), (problem,) = drawn()
+    assert columns == [column for column in PANEL_CAPTIONS if "informed" not in column]
+    assert problem.startswith("panels: evaluate/task_informed: ")
+    assert "finetune/translator.pt: is not the file that done.json recorded" in problem
+    change_done(copy / "gan", "output_digest")
+    ((*columns,),), problems = drawn()
+    assert columns == ["real", "source_prediction", "ground_truth"]
+    assert problems[0].startswith("panels: evaluate/cyclegan: its input 'translator' (gan) was mad")
+    change_done(copy / "segmenter", "science_hash")  # it is to run again
+    ((*columns,),), problems = drawn()
+    assert columns == ["real", "ground_truth"] and len(problems) == 3
+    assert all("its input 'segmenter' (segmenter) is not finished any" in one for one in problems)
+    change_done(copy / "pack_cityscapes", "output_digest")
+    lines, (problem,) = drawn()
+    assert lines == [] and "its input 'real' (pack_cityscapes) was made anew since" in problem
+
+
 def test_an_absent_method_leaves_its_columns_out(run_dir: Path) -> None:
     nodes = nodes_of(run_dir)
     methods = {"informed": methods_of(nodes)["informed"]}

@@ -1,18 +1,18 @@
-"""python -m tigan.translate: the pixels that f is scored on, restarts, bad images, bad calls."""
+"""python -m tigan.translate: the pixels that f is scored on, sizes, layout, restarts."""
 
 import itertools
 import json
-import shutil
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from tiny_data import ORIGINAL, PACKED, write_png
-from tiny_run import CONTROL, tiny_run
+from tiny_run import tiny_run
+from translate_calls import call, made, read, write_photos
 
 from data_prep.config import load_class_set
 from data_prep.labels import colour_table, regular_ids
@@ -38,32 +38,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three images in two folders, one of them an odd size, and things that are no images."""
-    folder, rng = tmp_path / "photos", np.random.default_rng(3)
-    for name, size in (("a.png", ORIGINAL), ("b/c.JPG", (37, 50)), ("b/d.e.jpeg", ORIGINAL)):
-        write_png(folder / name, rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-    (folder / "b" / "notes.txt").write_text("no image")
-    (folder / "b" / "._c.JPG").write_bytes(b"macOS")
-    return folder
-
-
-def call(run_dir: Path, photos: Path, out: Path, *options: str) -> int:
-    return translate.main(["--run", str(run_dir), str(photos), str(out), *options])
-
-
-def made(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def read(path: Path) -> np.ndarray:
-    """RGB pixels, or those of a grey file."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    assert pixels is not None
-    return pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    return write_photos(tmp_path / "photos")
 
 
 def test_the_pixels_are_those_that_were_scored(
@@ -137,94 +112,23 @@ def test_own_sizes_are_padded_by_reflection(tmp_path: Path, run_dir: Path, photo
         assert read(out / f"{name}_labelIds.png").shape == found.shape[:2]
 
 
-def test_bad_images_are_named_and_the_others_done(
-    tmp_path: Path, run_dir: Path, photos: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (photos / "b" / "c.JPG").write_bytes(b"\xff\xd8\xff no picture")
-    (photos / "e.png").write_bytes((photos / "a.png").read_bytes()[:-100])
-    (photos / "f.png").write_bytes(b"")
-    write_png(photos / "g.png", np.zeros((7, 9, 3), np.uint8))
-    out = tmp_path / "out"
-    assert call(run_dir, photos, out, "--no-resize") == 1
-    assert made(out).keys() == {"a.png", "b/d.e.png", "translate.json"}
-    found = capfd.readouterr()
-    for name in ("b/c.JPG", "e.png", "f.png", "g.png"):
-        assert f"error: {photos / name}: " in found.err
-    assert "smaller than 8 x 8" in found.err and "4 could not be read" in found.out
-
-
-def test_wrong_calls_write_nothing(
-    tmp_path: Path, run_dir: Path, photos: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    empty, out = tmp_path / "empty", tmp_path / "out"
-    empty.mkdir()
-    for run, images, target, options, expected in (
-        (tmp_path / "no", photos, out, [], "no: no such directory"),
-        (empty, photos, out, [], "no finished stage"),
-        (run_dir, tmp_path / "no", out, [], "no: no such directory"),
-        (run_dir, empty, out, [], "no images in it"),
-        (run_dir, photos, photos / "b" / "out", [], "lies in"),
-        (run_dir, photos, photos, [], "lies in"),
-        (run_dir, photos, photos / "a.png", [], "lies in"),
-        (run_dir, photos / "b", photos, [], "not made by this command"),
-        (run_dir, photos, out, ["--translator", "segmenter"], "gan, finetune, finetune/finetune."),
-    ):
-        before = made(photos)
-        assert call(run, images, target, *options) == 1
-        assert expected in capfd.readouterr().err
-        assert made(photos) == before and not out.exists()
-    shutil.copy(photos / "a.png", photos / "a.jpg")
-    assert call(run_dir, photos, out) == 1
-    assert "would both become" in capfd.readouterr().err and not out.exists()
-
-
-def test_several_ranks_are_refused(
-    tmp_path: Path,
-    run_dir: Path,
-    photos: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert call(run_dir, photos, tmp_path / "out") == 1
-    assert "this command is one process" in capfd.readouterr().err
-
-
-def test_what_another_translator_made_is_not_mixed(
+def test_a_changed_photograph_is_translated_anew(
     tmp_path: Path, run_dir: Path, photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert call(run_dir, photos, out, "--translator", "gan", "--predict") == 0
+    assert call(run_dir, photos, out, "--predict") == 0
     before = made(out)
-    assert call(run_dir, photos, out) == 1
-    assert "translator was gan, now finetune" in capfd.readouterr().err
-    assert call(run_dir, photos, out, "--translator", "gan", "--no-resize") == 1
-    assert "size was [24, 32], now None" in capfd.readouterr().err and made(out) == before
-    other = tmp_path / "other"
-    assert call(run_dir, photos, other) == 0
-    assert made(other)["a.png"] != before["a.png"]
-
-
-def test_the_control_is_never_taken_unasked(
-    tmp_path: Path, run_dir: Path, photos: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
-    (run / "finetune" / "done.json").unlink()
-    assert call(run, photos, tmp_path / "out") == 1
-    assert f"(finished: gan, {CONTROL})" in capfd.readouterr().err
-    assert call(run, photos, tmp_path / "out", "--translator", CONTROL) == 0
-
-
-def test_replaced_weights_are_refused(
-    tmp_path: Path, run_dir: Path, photos: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
-    shutil.copy(run / "gan" / "translator.pt", run / "finetune" / "translator.pt")
-    assert call(run, photos, tmp_path / "out") == 1
-    assert "finetune/translator.pt: is not the file" in capfd.readouterr().err
-    (run / "finetune" / "translator.pt").unlink()
-    assert call(run, photos, tmp_path / "out") == 1
-    assert "finetune/translator.pt: missing" in capfd.readouterr().err
+    write_png(photos / "a.png", np.full((*ORIGINAL, 3), 200, np.uint8))
+    for path in out.glob("a*.png"):
+        os.utime(path, (1e9, 1e9))
+    capfd.readouterr()
+    assert call(run_dir, photos, out, "--predict") == 0
+    printed = capfd.readouterr().out
+    assert "1 images translated" in printed and "2 were there already" in printed
+    assert call(run_dir, photos, tmp_path / "fresh", "--predict") == 0
+    assert made(out) == made(tmp_path / "fresh") != before
+    assert call(run_dir, photos, out, "--predict") == 0
+    assert "3 were there already" in capfd.readouterr().out
 
 
 def test_a_line_of_progress_every_five_seconds(

@@ -33,7 +33,7 @@ def tiny_run(basetemp: Path, packed_synthia: Path, packed_cityscapes: Path) -> P
     _node(run_dir, "segmenter", segmenter.run, f, _PACKS)
     _node(run_dir, "gan", gan.run, gan_science(), _PACKS)
     for name, alpha in (("finetune", 0.5), (CONTROL, 0.0)):
-        science = finetune_science(alpha=alpha, labels="50%", draw=2)
+        science = finetune_science(alpha=alpha, labels=3, draw=2)
         _node(run_dir, name, finetune.run, science, _PACKS | _F | _G)
     for point, translator in (
         ("source_only", None),

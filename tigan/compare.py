@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_prep import atomic
 from tigan import compare_figures
 from tigan.compare_rows import Line, Run, mismatches, repeated, table
+from tigan.report_curves import MOST_POINTS
 from tigan.report_figures import Drawing, dark
 from tigan.report_rows import INFORMED, INPUTS, REAL, SCRATCH, Stats, summarise
 from tigan.report_text import percent, points, signed_spread, spread
@@ -45,8 +46,9 @@ _ROW_KEYS: dict[str, type | tuple[type, ...]] = {
 def compare(run_dirs: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> list[str]:
     """Write `out`/index.html and `out`/figures; returns the warnings that the page shows.
 
-    Raises ValueError where there are fewer than two runs, where names are not one for each run,
-    where a run's results are missing or damaged, and where `out` holds something else.
+    Raises ValueError where there are fewer than two runs or more than there are colours,
+    where names are not one for each run, where a run's results are missing or damaged, and where
+    `out` holds something else.
     """
     named = _named(run_dirs, names)
     _refuse_others(out)
@@ -72,6 +74,11 @@ def _named(run_dirs: Sequence[Path], names: Sequence[str] | None) -> dict[str, P
     """Name -> directory of each run; by default directories' names, where these differ."""
     if len(run_dirs) < 2:
         raise ValueError(f"found {len(run_dirs)} run directory; give two or more to compare")
+    if len(run_dirs) > MOST_POINTS:
+        raise ValueError(
+            f"found {len(run_dirs)} run directories, but the figures have {MOST_POINTS} colours to "
+            f"tell runs apart; compare at most {MOST_POINTS} at once"
+        )
     if names is None:
         names = [path.resolve().name for path in run_dirs]
         if len(set(names)) < len(names):

@@ -112,21 +112,28 @@ def checked(node: Node, file: str) -> str:
     return str(recorded)
 
 
-def check_folder(out_dir: Path, name: str, record: dict[str, Any]) -> None:
+def check_folder(
+    out_dir: Path, name: str, record: dict[str, Any], added: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Raise ValueError where `out_dir` holds something else than a part of the same result.
 
-    Its file called `name` holds the `record` of what it is made with; the caller writes it.
+    Its file called `name` holds the `record` of what it is made with; the caller writes what is
+    returned. `added` are keys that an earlier call may have left out, and a later one may: they
+    count where the file has them, and stay in it.
     """
+    added = added or {}
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir}: is a file; expected a folder, or none yet")
     if not out_dir.is_dir() or not any(out_dir.iterdir()):
-        return
+        return record | added
     found = atomic.read_json(out_dir / name)
     if not found:
         raise ValueError(f"{out_dir}: is not empty, and not made by this command; choose another")
-    changed = [key for key, value in record.items() if found.get(key) != value]
+    wanted = record | {key: value for key, value in added.items() if key in found}
+    changed = [key for key, value in wanted.items() if found.get(key) != value]
     if changed:
         raise ValueError(
             f"{out_dir}: holds what was made otherwise: {changed[0]} was {found.get(changed[0])}, "
-            f"now {record[changed[0]]}; choose another folder"
+            f"now {wanted[changed[0]]}; choose another folder"
         )
+    return found | record | added

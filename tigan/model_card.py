@@ -29,7 +29,9 @@ translator = torch.export.load("programs/translator.pt2").module()
 segmenter = torch.export.load("programs/segmenter.pt2").module()
 
 photo = Image.open("photo.png").convert("RGB")
-photo = photo.resize((about["width"], about["height"]), Image.BOX)  # the size of the training
+size = (about["width"], about["height"])  # of the training: by area, to enlarge bicubic
+shrinks = photo.width >= size[0] and photo.height >= size[1]
+photo = photo.resize(size, Image.BOX if shrinks else Image.BICUBIC)
 images = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None] / 255  # [1, 3, H, W] in [0, 1]
 with torch.no_grad():
     translated = (translator(images) * 255).round() / 255  # as an image file would hold it

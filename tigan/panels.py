@@ -1,7 +1,7 @@
 """Pictures of single val images for the report: which ones, and what every method makes of them.
 
 They are drawn when the report is made, from the packed data and the weights as they stand; of
-what is not there any more the picture is left out and named.
+what is not there any more, or is not what was scored, the picture is left out and named.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from data_prep.config import ClassSet
 from data_prep.labels import colour_table
 from data_prep.shards import PackedSplit
-from tigan import predict
+from tigan import finished, predict
 from tigan.data import class_table
 from tigan.pictures import Pixels, pixels, png
 from tigan.report_nodes import Node
@@ -134,19 +134,21 @@ def draw(
 
     `methods` has evaluate nodes by ROLES ('informed' decides which data are shown; a role may be
     absent), `nodes` are all nodes of the run. Pictures are at the packed size, at most 640 pixels
-    wide. What cannot be read goes to `problems`, and its pictures are left out; without the data
-    there is no line. No collective: one rank draws, on its own device.
+    wide. What cannot be read, and weights or data that are not those that were scored, go to
+    `problems`, and their pictures are left out; without the data there is no line. No collective:
+    one rank draws, on its own device.
     """
-    paths = {node.name: node.path for node in nodes}
+    known = {node.name: node for node in nodes if node.done is not None}
     pictures: dict[str, dict[str, bytes]] = {one.key: {} for one in shown}
     if shown:
         with _noting(problems):
-            split = PackedSplit(_input(methods["informed"], "real", paths), "val")
+            data = finished.input_of(known, methods["informed"], "real")
+            split = PackedSplit(data.path, "val")
             _add_data(pictures, split, classes)
             for role in ROLES:
                 if role in methods:
                     with _noting(problems, methods[role].name):
-                        _add_method(pictures, split, role, methods[role], paths, classes)
+                        _add_method(pictures, split, role, methods[role], known, classes)
     return [
         {
             "key": one.key,
@@ -164,18 +166,17 @@ def _noting(problems: list[str], name: str = "") -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        text = " ".join(str(error).split())  # torch's messages have several lines
-        problems.append(f"panels: {name + ': ' if name else ''}{text or type(error).__name__}")
+        # torch's messages have several lines.
+        text = " ".join(str(error).split()) or type(error).__name__
+        is_named = not name or text.startswith(f"{name}: ")
+        problems.append(f"panels: {text if is_named else f'{name}: {text}'}")
 
 
-def _input(node: Node, role: str, paths: Mapping[str, Path]) -> Path:
-    """The directory that a node's frozen config names as `role`. Raises ValueError."""
-    name = node.config.get("inputs", {}).get(role, {}).get("dir")
-    if name not in paths:
-        raise ValueError(
-            f"{node.name}/config.yaml: inputs.{role}.dir is {name!r}, which is no stage of this run"
-        )
-    return paths[name]
+def _weights(known: dict[str, Node], node: Node, role: str, file: str) -> Path:
+    """The directory of the weights that `node` was scored with. Raises ValueError for others."""
+    found = finished.input_of(known, node, role)
+    finished.checked(found, file)
+    return found.path
 
 
 def _add_data(pictures: dict[str, dict[str, bytes]], split: PackedSplit, classes: ClassSet) -> None:
@@ -201,15 +202,17 @@ def _add_method(
     split: PackedSplit,
     role: str,
     node: Node,
-    paths: Mapping[str, Path],
+    known: dict[str, Node],
     classes: ClassSet,
 ) -> None:
     """What a method's f sees, where it is translated, and its predictions."""
     colours = colour_table(classes)
-    segmenter = predict.load_segmenter(_input(node, "segmenter", paths), classes)
-    generator = None
+    finished.input_of(known, node, "real")  # or its scores would be of other images
+    weights = _weights(known, node, "segmenter", predict.SEGMENTER_WEIGHTS)
+    segmenter, generator = predict.load_segmenter(weights, classes), None
     if "translator" in node.config.get("inputs", {}):
-        _, generator = predict.load_generator(_input(node, "translator", paths))
+        weights = _weights(known, node, "translator", predict.TRANSLATOR_WEIGHTS)
+        _, generator = predict.load_generator(weights)
     for key, index in _indices(pictures, split):
         image = predict.image_tensor(split.image(index))
         if generator is not None:

@@ -35,9 +35,15 @@ def write_png(path: Path, picture: Pixels) -> None:
 
 
 def read_image(path: Path) -> Pixels:
-    """RGB uint8 [H, W, 3] of an image file. Raises ValueError where it is none, and OSError."""
+    """RGB uint8 [H, W, 3] of an image file.
+
+    Raises ValueError where it is none, or has more than OpenCV's 2^30 pixels, and OSError.
+    """
     content = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error as error:
+        raise ValueError(f"cannot be decoded: OpenCV refuses it ({error.err})") from None
     if image is None:
         raise ValueError("cannot be decoded: damaged, cut short, or not an image")
     return np.ascontiguousarray(image[..., ::-1], np.uint8)

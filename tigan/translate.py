@@ -6,14 +6,15 @@ the generator's InstanceNorm takes its statistics over the whole image, so its r
 the scale that the image is shown at. What is written has that size; predictions have the size of
 the image as it came. Colour is read as 8-bit RGB, turned as a camera's EXIF entry says.
 
-Files that are there already are kept: an interrupted call is simply given again.
+Files that are there already are kept, unless they are older than their photograph: an interrupted
+call is simply given again. OUT_DIR belongs to one IN_DIR and one translator: others are refused.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from data_prep import atomic
-from data_prep.config import ClassSet, load_class_set
+from data_prep.config import load_class_set
 from data_prep.labels import UInt8, colour_table, regular_ids
 from tigan import distributed, finished, predict
 from tigan.networks import FrozenSegmenter, Generator
@@ -31,6 +32,8 @@ from tigan.report_nodes import Node
 RECORD = "translate.json"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _EVERY_S = 5.0  # between lines of progress
+# What a RuntimeError says where memory is short: CUDA, the CPU's allocator, cuDNN and cuBLAS, C++.
+_NO_MEMORY = ("out of memory", "t allocate memory", "alloc_failed", "bad_alloc")
 
 Tell = Callable[[str], None]
 
@@ -71,8 +74,10 @@ def translate_folder(
     `translator` names a gan or finetune node of the run. With `resize` false every image goes
     through at its own size, reflected at the lower and right border to a multiple of 4 pixels.
     Predictions are NAME_labelIds.png (label ids of Cityscapes) and NAME_color.png. An image that
-    cannot be read is named in the tally, the others are done. Raises ValueError before anything
-    is written: for a run without finished networks, folders that do not fit, no images.
+    cannot be read, or is too large for the memory, is named in the tally, the others are done.
+    What is older than its image is made anew. Raises ValueError before anything is written: for a
+    run without finished networks, folders that do not fit (OUT_DIR has another IN_DIR's images),
+    no images.
     """
     nodes = finished.read_run(run_dir)
     node = finished.translator(nodes, translator)
@@ -82,9 +87,12 @@ def translate_folder(
         "translator": node.name,
         "weights": finished.checked(node, predict.TRANSLATOR_WEIGHTS),
         "size": None if size is None else list(size),
+        "input": str(in_dir.resolve()),
     }
-    finished.check_folder(out_dir, RECORD, record)
-    networks = _load(nodes, node, size, predictions)
+    f = _segmenter(nodes, node) if predictions else None
+    seen = {} if f is None else {"segmenter": finished.checked(f, predict.SEGMENTER_WEIGHTS)}
+    record = finished.check_folder(out_dir, RECORD, record, seen)
+    networks = _load(node, size, f)
     shown = "each at its own size" if size is None else f"at {size[1]} x {size[0]} pixels"
     tell(f"{len(todo)} images with {node.name} of {run_dir}, {shown}")
     atomic.write_json(out_dir / RECORD, record)
@@ -121,30 +129,28 @@ def _images(in_dir: Path) -> Iterator[Path]:
             yield path
 
 
-def _load(
-    nodes: dict[str, Node], node: Node, size: tuple[int, int] | None, predictions: bool
-) -> Translator:
-    """The networks of a translator node; f is the one it was finetuned for."""
+def _load(node: Node, size: tuple[int, int] | None, f: Node | None) -> Translator:
+    """The networks of a translator node and, where it is given, of a segmenter node."""
     _, generator = predict.load_generator(node.path)
     nothing = np.zeros(0, np.uint8)
-    if not predictions:
+    if f is None:
         return Translator(generator, size, None, nothing, nothing)
-    segmenter, classes = _segmenter(nodes, node)
+    classes = load_class_set(f.config["science"]["classes"])
+    segmenter = predict.load_segmenter(f.path, classes)
     return Translator(generator, size, segmenter, regular_ids(classes), colour_table(classes))
 
 
-def _segmenter(nodes: dict[str, Node], node: Node) -> tuple[FrozenSegmenter, ClassSet]:
-    """f of a finetune node; of a gan node, which knows none, the run's first. ValueError."""
+def _segmenter(nodes: dict[str, Node], node: Node) -> Node:
+    """f that a finetune node is for; of a gan node, which knows none, the run's first. ValueError.
+
+    Its weights are not checked yet.
+    """
     segmenters = [one for one in nodes.values() if one.stage == "segmenter"]
     if "segmenter" in node.config.get("inputs", {}):
-        f = finished.input_of(nodes, node, "segmenter")
-    elif segmenters:
-        f = segmenters[0]
-    else:
+        return finished.input_of(nodes, node, "segmenter")
+    if not segmenters:
         raise ValueError("no segmenter is finished in this run: there is nothing to predict with")
-    finished.checked(f, predict.SEGMENTER_WEIGHTS)
-    classes = load_class_set(f.config["science"]["classes"])
-    return predict.load_segmenter(f.path, classes), classes
+    return segmenters[0]
 
 
 def _translate_all(networks: Translator, todo: dict[Path, list[Path]], tell: Tell) -> Tally:
@@ -152,11 +158,7 @@ def _translate_all(networks: Translator, todo: dict[Path, list[Path]], tell: Tel
     tally = Tally()
     started = told = time.monotonic()
     for number, (path, outputs) in enumerate(todo.items(), 1):
-        missing = [output for output in outputs if not output.exists()]
-        if missing:
-            _translate_one(networks, path, outputs, missing, tally)
-        else:
-            tally.skipped += 1
+        _translate_one(networks, path, outputs, tally)
         if time.monotonic() - told > _EVERY_S:
             told = time.monotonic()
             rate = tally.done / (told - started)
@@ -164,22 +166,49 @@ def _translate_all(networks: Translator, todo: dict[Path, list[Path]], tell: Tel
     return tally
 
 
-def _translate_one(
-    networks: Translator, path: Path, outputs: list[Path], missing: list[Path], tally: Tally
-) -> None:
-    """Write those outputs of an image that are missing; a bad image goes to the tally."""
+def _translate_one(networks: Translator, path: Path, outputs: Sequence[Path], tally: Tally) -> None:
+    """Write what is missing or too old of an image's outputs; a bad image goes to the tally."""
     try:
+        missing = _missing(path, outputs)
+        if not missing:
+            tally.skipped += 1
+            return
         image = read_image(path)
         if networks.size is None and min(image.shape[:2]) < LEAST:
             raise ValueError(f"smaller than {LEAST} x {LEAST} pixels")
-    except (OSError, ValueError) as error:
+        pictures = _fitting(networks, image)
+    except (OSError, ValueError, MemoryError) as error:
         tally.failed.append(f"{path}: {error}")
         return
     tally.stretched += _is_stretched(image, networks.size)
-    for output, picture in zip(outputs, _translated(networks, image), strict=True):
+    for output, picture in zip(outputs, pictures, strict=True):
         if output in missing:
             write_png(output, picture)
     tally.done += 1
+
+
+def _missing(path: Path, outputs: Sequence[Path]) -> list[Path]:
+    """Those outputs of an image that are not there, or are older than it. Raises OSError."""
+    changed = path.stat().st_mtime_ns
+    return [one for one in outputs if not one.exists() or one.stat().st_mtime_ns < changed]
+
+
+def _fitting(networks: Translator, image: Pixels) -> list[Pixels]:
+    """As `_translated`; ValueError where the memory is too small for the image."""
+    try:
+        return _translated(networks, image)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and all(
+            words not in str(error).lower() for words in _NO_MEMORY
+        ):
+            raise
+    advice = "use one with more"
+    if networks.size is None:
+        advice = "leave out --no-resize"
+    elif networks.segmenter is not None:
+        advice = "leave out --predict"  # predictions have the image's own size
+    size = f"{image.shape[1]} x {image.shape[0]} pixels"
+    raise ValueError(f"{size} are too large for the memory of this device: {advice}")
 
 
 def _is_stretched(image: Pixels, size: tuple[int, int] | None) -> bool:
@@ -224,7 +253,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code (1: failed, or some images could not be read)."""
+    """Command line; returns the exit code (1: failed, or some images did)."""
     args = parse_arguments(arguments)
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -251,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{tally.stretched} images have another shape than the training images: stretched")
     print(
         f"{tally.done} images translated into {args.out_dir}, {tally.skipped} were there already, "
-        f"{len(tally.failed)} could not be read"
+        f"{len(tally.failed)} failed"
     )
     return 1 if tally.failed else 0
 
