@@ -11,6 +11,8 @@ import numpy as np
 from data_prep.config import load_class_set
 from tigan import report
 from tigan.config import ReportStage, StageJob, TrainingConfig
+from tigan.report_nodes import read_nodes
+from tigan.report_rows import Group, group_rows
 
 CLASSES = "camvid11"
 NAMES = list(load_class_set(CLASSES).classes)
@@ -206,6 +208,12 @@ def found(run: Path) -> dict[str, Path]:
     return {
         str(path.parent.relative_to(run)): path.parent for path in sorted(run.rglob("config.yaml"))
     }
+
+
+def both_groups(run: Path) -> tuple[list[Group], list[Group]]:
+    """(results, groups on the selection split)."""
+    nodes = read_nodes(found(run))
+    return group_rows(nodes), group_rows(nodes, selection=True)
 
 
 def make_report(

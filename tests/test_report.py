@@ -108,7 +108,7 @@ def test_partial_run_marks_what_is_missing(tmp_path: Path) -> None:
         '{"rows": 1}'
     )
     (inputs["pack_synthia"] / "config.yaml").write_text('science_hash: "another"\n')
-    for point in ("task_informed,finetune.labels=5pct", "finetuned_segmenter"):
+    for point in ("task_informed,finetune.labels=all", "finetuned_segmenter"):
         inputs[f"evaluate/{point}"] = tmp_path / "never_started"
     result, page = make_report(inputs, tmp_path / "report")
     assert "miou_task_informed" not in result.figures
@@ -119,7 +119,7 @@ def test_partial_run_marks_what_is_missing(tmp_path: Path) -> None:
     assert cells.index("pack_synthia") < cells.index("Domain gap")  # among what is not finished
     assert parsed.row("pack_synthia")[1] == "not finished"
     assert cells.count("1 more not finished") == 2  # CycleGAN and its matched control
-    assert parsed.row("task-informed", "5 %")[4] == "not finished"
+    assert parsed.row("task-informed", "all")[4] == "not finished"
     pending = [r for r in parsed.rows if r[0] == "f itself finetuned on the labels"]
     assert [r[4] for r in pending] == ["not finished"] * 2  # on both val sets
     assert "segmenter/metrics.jsonl: " in page
@@ -245,8 +245,17 @@ def test_page_of_a_sweep_says_what_was_chosen(swept: Finished) -> None:
     assert "against the number of labelled real images" in page
     assert "Chosen on the selection split of Cityscapes train: α = 0.7, γ = 10" in page
     assert "(labelled images: 26)" in page
-    gains = [r[:2] for r in Page(page).rows if len(r) == 6 and r[1] == "3"]
-    assert gains == [[str(count), "3"] for count in (14, 29, 59)]
+    rows = Page(page).rows
+    starts = [row[:3] for row in rows if len(row) == 7 and row[1] == "3"]
+    assert starts == [[str(count), "3", "3"] for count in (14, 29, 59)] * 3
+    titles = [row[0] for row in rows if len(row) == 1 and " against " in row[0]]
+    assert titles == [
+        "task-informed (α = 0.5, γ = 10) against its matched control (α = 0)",
+        "task-informed (α = 0.5, γ = 10) against f itself finetuned on the same labels",
+        "both (α = 0.5, γ = 10) against f itself finetuned on the same labels",
+    ]
+    assert "13 classes" in Page(page).row("Cityscapes val", "on the synthetic images, backbone "
+        "pretrained on ImageNet (resnet101-63fe2227)")[4]  # fmt: skip
 
 
 def test_page_of_a_sweep_has_every_method(swept: Finished) -> None:
@@ -262,11 +271,13 @@ def test_page_of_a_sweep_has_every_method(swept: Finished) -> None:
     assert "<code>results.json</code> has all" in page
 
 
-def test_scores_of_another_seed_are_no_control(tmp_path: Path) -> None:
-    """No pair, no gain: neither in a table nor in the summary."""
-    scored(tmp_path, "cyclegan_matched,finetune.alpha=0.0", "cyclegan_matched", 0, 0.3)
-    scored(tmp_path, "task_informed,gan.seed=1", "task_informed", 1, 0.4)
-    result, page = make_report(found(tmp_path), tmp_path / "report", panels=3)
-    assert "gain_task_informed" not in result.figures
-    assert "evaluate/task_informed,gan.seed=1 has no finished control" in page
-    assert "Gain of the task loss" not in page and "points against the matched control" not in page
+def test_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    scored(tmp_path, "source_only", "source_only", 0, 0.2)
+    figures = tmp_path / "report/figures"
+    figures.mkdir(parents=True)
+    for name in ("labels.svg", "labels.pdf", "methods.svg", "notes.txt"):
+        (figures / name).write_text("earlier")
+    make_report(found(tmp_path), tmp_path / "report")
+    left = sorted(path.name for path in figures.iterdir())
+    assert left == ["methods.pdf", "methods.svg", "notes.txt"]
+    assert (figures / "methods.svg").read_text() != "earlier"

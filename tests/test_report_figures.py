@@ -1,4 +1,4 @@
-"""The report's figures and statistics: pairs, intervals, choices, colours, repeatable files."""
+"""The report's figures: colours, curves, repeatable files."""
 
 import hashlib
 import json
@@ -8,154 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_runs import (
-    CLASSES,
-    METHODS,
-    NAMES,
-    evaluated,
-    found,
-    row,
-    scored,
-    sweep_run,
-    weights_grid,
-    write_metrics,
-)
+from report_runs import CLASSES, METHODS, row, write_metrics
 
 from tigan import report_curves, report_figures
-from tigan.report_choices import statements, tried, verdict, weights_map
 from tigan.report_curves import MOST_BINS, MOST_POINTS, read_curves
 from tigan.report_nodes import METHODS as ORDER
-from tigan.report_nodes import Node, read_nodes
-from tigan.report_pairs import class_gains, gains, interval, student_share, student_t
-from tigan.report_rows import Group, Stats, group_rows, headline, over_labels
-from tigan.report_text import input_names
-
-NAMED = input_names([])
-
-
-def both_groups(run: Path) -> tuple[list[Group], list[Group]]:
-    """(results, groups on the selection split)."""
-    nodes = read_nodes(found(run))
-    return group_rows(nodes), group_rows(nodes, selection=True)
-
-
-@pytest.mark.parametrize(
-    ("share", "degrees", "t"),
-    [  # Abramowitz and Stegun, table 26.10
-        (0.95, 1, 12.706),
-        (0.95, 2, 4.303),
-        (0.95, 3, 3.182),
-        (0.95, 9, 2.262),
-        (0.95, 10, 2.228),
-        (0.95, 120, 1.980),
-        (0.99, 4, 4.604),
-        (0.99, 5, 4.032),
-        (0.5, 1, 1.0),
-        (0.0, 7, 0.0),
-    ],
-)
-def test_quantiles_of_students_t(share: float, degrees: int, t: float) -> None:
-    assert student_t(share, degrees) == pytest.approx(t, abs=6e-4)
-    assert student_share(student_t(share, degrees), degrees) == pytest.approx(share, abs=1e-12)
-
-
-def test_quantiles_that_are_none() -> None:
-    for share, degrees in ((1.0, 3), (-0.1, 3), (0.95, 0)):
-        with pytest.raises(ValueError, match="expected"):
-            student_t(share, degrees)
-    assert interval(Stats(0.1, None, 1)) is None
-
-
-def test_gains_are_of_complete_pairs(tmp_path: Path) -> None:
-    control = "cyclegan_matched,finetune.alpha=0.0"
-    for seed, (base, informed) in enumerate(
-        [(0.20, 0.25), (0.22, 0.28), (0.21, None), (None, 0.5)]
-    ):
-        tail = f",gan.seed={seed}" if seed else ""
-        if base is not None:
-            scored(tmp_path, control + tail, "cyclegan_matched", seed, base)
-        if informed is not None:
-            scored(tmp_path, f"task_informed{tail}", "task_informed", seed, informed)
-    scored(tmp_path, "task_informed,finetune.gamma=1.0", "task_informed", 0, 0.9, gamma=1.0)
-    for point in (f"{control},finetune.images=9", "task_informed,finetune.images=9"):
-        scored(tmp_path, point, point.partition(",")[0], 0, 0.8)
-    groups, _ = both_groups(tmp_path)
-    (gain,) = gains(groups)
-    assert (gain.labels, gain.change.n) == (14, 2)
-    assert (gain.control.mean, gain.informed.mean) == pytest.approx((0.21, 0.265))
-    assert gain.change.mean == pytest.approx(0.055)
-    half = 12.706 * (0.01 / 2**0.5) / 2**0.5
-    assert gain.interval == pytest.approx((0.055 - half, 0.055 + half), abs=1e-5)
-
-
-def test_gains_by_number_of_labels(tmp_path: Path) -> None:
-    sweep_run(tmp_path, labels=(14, 29), seeds=2)
-    weights_grid(tmp_path)
-    groups, _ = both_groups(tmp_path)
-    assert [(gain.labels, gain.change.n) for gain in gains(groups)] == [(14, 2), (29, 2)]
-    curve = over_labels(groups, headline(groups, "finetuned_segmenter"))
-    assert [(g.labels, g.stats.n) for g in curve] == [(14, 2), (29, 2)]
-
-
-def test_class_gains_are_paired_and_sorted(tmp_path: Path) -> None:
-    changes = {"car": (0.10, 0.20), "road": (-0.05, -0.05), "sky": (0.30, None)}
-    for seed in (0, 1):
-        tail = f",gan.seed={seed}" if seed else ""
-        base = dict.fromkeys(NAMES, 0.3 + 0.1 * seed) | {"rider": None}
-        with_task = base | {
-            name: None if both[seed] is None else base[name] + both[seed]
-            for name, both in changes.items()
-        }
-        control = row("cyclegan_matched", seed, 0.3, per_class=base)
-        evaluated(tmp_path, f"cyclegan_matched,finetune.alpha=0.0{tail}", control)
-        evaluated(
-            tmp_path, f"task_informed{tail}", row("task_informed", seed, 0.4, per_class=with_task)
-        )
-    groups, _ = both_groups(tmp_path)
-    found_gains = class_gains(headline(groups, "task_informed"), groups)
-    names = list(found_gains)
-    assert names[:2] == ["sky", "car"] and names[-1] == "road" and "rider" not in names
-    assert (found_gains["sky"].mean, found_gains["sky"].n) == (pytest.approx(0.3), 1)
-    assert found_gains["car"].mean == pytest.approx(0.15)
-    assert found_gains["car"].deviation == pytest.approx(0.1 / 2**0.5)
-    assert found_gains["fence"].mean == pytest.approx(0)
-
-
-def test_weights_are_chosen_on_the_selection_split(tmp_path: Path) -> None:
-    scored(tmp_path, "task_informed", "task_informed", 0, 0.31, selection=0.32)
-    weights_grid(tmp_path, missing=(0.3, 1.0))
-    groups, chosen_on = both_groups(tmp_path)
-    weights = weights_map(groups, chosen_on)
-    assert weights is not None and len(weights.val) == len(weights.selection) == 8
-    assert (weights.alphas, weights.gammas) == ([0.3, 0.5, 0.7], [1.0, 10.0, 100.0])
-    assert (weights.chosen, weights.best_on_val) == ((0.7, 10.0), (0.7, 100.0))
-    assert verdict(weights, NAMED) == (
-        "Chosen on the selection split of Cityscapes train: α = 0.7, γ = 10 (37.0 % there). On "
-        "Cityscapes val it has 32.5 %. The best on Cityscapes val would have been α = 0.7, "
-        "γ = 100 with 33.5 %: for information only, nothing is chosen by it."
-    )
-    lines = tried(groups, chosen_on)
-    assert len(lines) == 8
-    assert [line["name"] for line in lines if line["best"]] == [
-        "task-informed, 14 labels, α = 0.7, γ = 10"
-    ]
-    assert headline(groups, "task_informed").weights == (0.5, 10.0)  # it stays what it was
-    assert "(labelled images: 26)" in statements(groups, chosen_on, NAMED)[0]
-
-
-def test_nothing_can_be_chosen_without_a_selection_split(tmp_path: Path) -> None:
-    for gamma in (1.0, 10.0, 100.0, 1000.0):
-        point = "task_informed" + (f",finetune.gamma={gamma}" if gamma != 10 else "")
-        scored(tmp_path, point, "task_informed", 0, gamma / 2000, gamma=gamma, selection=None)
-    groups, chosen_on = both_groups(tmp_path)
-    assert chosen_on == []
-    weights = weights_map(groups, chosen_on)  # 4 combinations, though of one alpha
-    assert weights is not None and weights.chosen is None
-    assert "no α and γ can be chosen" in verdict(weights, NAMED)
-    assert "nothing was chosen by any score" in statements(groups, chosen_on, NAMED)[0]
-    assert not any(line["best"] for line in tried(groups, chosen_on))
-    assert weights_map(groups[:3], chosen_on) is None
-    assert "(labelled images: 26)" not in "".join(statements(groups, chosen_on, NAMED))
+from tigan.report_nodes import Node
 
 
 def _luminance(colour: str) -> float:

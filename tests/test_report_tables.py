@@ -12,15 +12,17 @@ from report_runs import (
     finish,
     found,
     row,
+    scored,
     sweep_run,
     weights_grid,
 )
 
 from data_prep.config import load_class_set
 from data_prep.shards import PackedSplit
-from tigan.report_nodes import read_nodes
+from tigan.report_nodes import Node, read_node, read_nodes
 from tigan.report_pairs import difference, differences, members_of
 from tigan.report_rows import INPUTS, Group, group_rows, headline, headlines, summarise
+from tigan.report_summary import summary
 from tigan.report_tables import (
     MOST_COLUMNS,
     MOST_LINES,
@@ -107,6 +109,21 @@ def test_settings_are_not_averaged_and_controls_match(tmp_path: Path) -> None:
     assert [c if c is None else round(c, 3) for c in changes] == expected
 
 
+def test_swept_keys_are_those_of_the_frozen_config(tmp_path: Path) -> None:
+    """A long label is cut, and says less."""
+    name = "evaluate/task_informed,finetune.alpha=0.9,finetune.lear~0123abcd"
+    frozen = {"gan.seed": 1, "gan.betas": [0.5, 0.9], "finetune.labels": "all", "gan.flip": True}
+    assert Node(name, tmp_path, {"swept": frozen}, None).swept == {
+        "finetune.labels": "all",
+        "gan.betas": "0.5x0.9",
+        "gan.flip": "true",
+    }
+    for config in ({}, {"swept": {}}):  # none: the label
+        assert Node(name, tmp_path, config, None).swept == {"finetune.alpha": "0.9"}
+    (tmp_path / "config.yaml").write_text("swept: [gan.seed]\n")
+    assert "config.yaml: swept: expected a mapping" in read_node("gan", tmp_path).problem
+
+
 def test_what_each_method_is_compared_with(swept: Path) -> None:
     groups = group_rows(read_nodes(found(swept)))
     draws = {
@@ -142,8 +159,33 @@ def test_starts_of_f_are_not_mixed(swept: Path) -> None:
         ("Cityscapes val", "24.0", 1, "9.9"),
         ("Cityscapes val", "38.6", 1, "38.6"),
     ]
+    assert [line["published_images"] for line in lines] == [
+        "Synthia val, classes not stated",
+        "Cityscapes val, classes not stated",
+        "Cityscapes val, 13 classes",
+    ]
     assert "resnet101-63fe2227" in lines[2]["trained"]
     assert [line["miou"] for line in gap_table([], input_names([]))] == [None] * 3
+
+
+def test_comparison_is_at_the_labels_of_the_task_informed_headline(tmp_path: Path) -> None:
+    """The base of the other methods is not finished, nor is that of the task-informed one."""
+    for method in ("task_informed", "both", "cyclegan_matched"):
+        control = ",finetune.alpha=0.0" if method == "cyclegan_matched" else ""
+        for count in (29, 59)[: 1 + bool(control)]:
+            point = f"{method}{control},finetune.labels={count}"
+            scored(tmp_path, point, method, 0, 0.30 + count / 1000, labels=count)
+    for count, miou in ((14, 0.20), (29, 0.25)):
+        point = "finetuned_segmenter" + (f",finetune.labels={count}" if count > 14 else "")
+        scored(tmp_path, point, "finetuned_segmenter", 0, miou, labels=count)
+    scored(tmp_path, "oracle", "oracle", 0, 0.5)
+    text = summary(groups_of(tmp_path), input_names([]))
+    assert (
+        "For comparison: f itself finetuned on the labels (29 labelled images) 25.0 %; both: "
+        "task-informed images, f finetuned on them (29 labelled images) 32.9 %; oracle: trained on "
+        "all real labels 50.0 %."
+    ) in text
+    assert "32.9 % after CycleGAN with the same extra steps" in text
 
 
 def test_long_tables_show_what_stands_for_each_method(swept: Path) -> None:

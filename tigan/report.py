@@ -35,6 +35,7 @@ from tigan.report_rows import (
     all_rows,
     group_rows,
     headline,
+    repeats,
     summarise,
 )
 
@@ -59,7 +60,8 @@ class _Content:
 def run(job: StageJob) -> StageResult:
     """Read all nodes, finished or not; write results.json, the page, model card and figures.
 
-    The first rank does it, on its own device. Raises `ConfigError` for an unknown class set;
+    In the place of an earlier report: its figures that are not drawn any more are removed. The
+    first rank does it, on its own device. Raises `ConfigError` for an unknown class set;
     damaged inputs are named on the page instead.
     """
     science: ReportStage = job.science
@@ -77,6 +79,7 @@ def run(job: StageJob) -> StageResult:
         curves,
         report_text.input_names(nodes),
     )
+    problems += repeats(content.groups)
     drawings = report_drawings.draw_all(content.groups, content.chosen_on, classes, content.names)
     page = _page(science, content, drawings, problems)
     rows = all_rows(nodes)
@@ -85,6 +88,9 @@ def run(job: StageJob) -> StageResult:
     card = model_card.text(science.title, classes, nodes, content.groups)
     atomic.write_text(job.stage_dir / model_card.FILE, card)
     atomic.write_text(job.stage_dir / PAGE, page)
+    for path in (job.stage_dir / "figures").glob("*"):
+        if path.suffix in (".svg", ".pdf") and f"figures/{path.name}" not in written:
+            path.unlink()
     outputs = [PAGE, RESULTS, model_card.FILE, *written]
     return StageResult(outputs, _main_figures(content.groups, len(rows)))
 
@@ -136,7 +142,6 @@ def _page(
     environment.filters.update(
         duration=report_text.duration,
         full_name=report_text.full_name,
-        weights=report_text.weights_name,
         svg=_svg_uri,
         dark=report_figures.dark,
     )
@@ -191,6 +196,7 @@ def _choices(groups: list[Group], content: _Content) -> dict[str, Any]:
         "choices": report_choices.statements(groups, content.chosen_on, content.names),
         "verdict": report_choices.verdict(found, content.names) if found else None,
         "map_labels": found.labels if found else None,
+        "map_replicates": found.replicates if found else None,
         "tried": report_choices.tried(groups, content.chosen_on),
     }
 

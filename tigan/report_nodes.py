@@ -71,10 +71,24 @@ class Node:
 
     @property
     def swept(self) -> dict[str, str]:
-        """The swept keys of the label, less the seeds and the draw."""
-        label = re.sub(r"~[0-9a-f]{8}$", "", self.point)
-        pairs = [part.split("=", 1) for part in label.split(",") if "=" in part]
-        return {key: value for key, value in pairs if key not in _REPLICATES}
+        """The swept keys, less the seeds and the draw; values as text, as they stand in a label.
+
+        The frozen config holds them exactly; a node that has none is read by its label.
+        """
+        pairs = {key: _text(value) for key, value in (self.config.get("swept") or {}).items()}
+        if not pairs:
+            label = re.sub(r"~[0-9a-f]{8}$", "", self.point)
+            pairs = dict(part.split("=", 1) for part in label.split(",") if "=" in part)
+        return {key: pairs[key] for key in sorted(pairs) if key not in _REPLICATES}
+
+
+def _text(value: Any) -> str:
+    """A value as it stands in a label: `0.5`, `14`, `all`, `true`, `0.5x0.999`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "x".join(_text(item) for item in value)
+    return str(value)
 
 
 def read_nodes(inputs: Mapping[str, Path]) -> list[Node]:
@@ -139,6 +153,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     tree = load_yaml(path).tree
     if not isinstance(tree.get("science", {}), dict):
         raise ConfigError("science: expected a mapping of keys")
+    if not isinstance(tree.get("swept", {}), dict):
+        raise ConfigError("swept: expected a mapping of keys")
     return tree
 
 

@@ -1,7 +1,8 @@
 """Paired differences: what is compared with what, and how sure the mean of the pairs is."""
 
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tigan.report_nodes import Node
@@ -43,15 +44,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Gain:
-    """Pairs of a method and its control at one number of labels; mIoU in [0, 1].
+    """Pairs of a method and its base at one number of labels; mIoU in [0, 1].
 
-    `interval` is that of the mean of the differences (None where there is one pair only).
+    `interval` is that of the mean of the differences (None where there is one pair only), taken
+    over as many values as are `independent`: see `clustered`.
     """
 
     labels: int
-    control: Stats
-    informed: Stats
+    base: Stats
+    method: Stats
     change: Stats
+    independent: int
     interval: tuple[float, float] | None
 
 
@@ -95,34 +98,63 @@ def members_of(groups: Iterable[Group], method: str) -> list[Member]:
     return [member for group in groups if group.method == method for member in group.members]
 
 
-def differences(group: Group, groups: Sequence[Group]) -> list[float | None]:
-    """Of every replicate: its mIoU less that of its partners in BASES; None without any."""
-    candidates = members_of(groups, BASES.get(group.method, ""))
+def differences(
+    group: Group, groups: Sequence[Group], base: str | None = None
+) -> list[float | None]:
+    """Of every replicate: its mIoU less that of its partners; None without any.
+
+    The partners are of the method `base`; where it is not given, of the one in BASES.
+    """
+    candidates = members_of(groups, base or BASES.get(group.method, ""))
     return [difference(member, candidates) for member in group.members]
 
 
-def gains(groups: Sequence[Group]) -> list[Gain]:
-    """The task-informed method against its control, per number of labels, at its base settings.
+def gains(groups: Sequence[Group], method: str, base: str) -> list[Gain]:
+    """`method` against `base`, per number of labels, at the base settings of `method`.
 
     Only pairs count: a replicate whose partner is not finished is in no column.
     """
-    informed = headline(groups, INFORMED)
-    if informed is None:
+    front = headline(groups, method)
+    if front is None:
         return []
-    found = [_gain(group, groups) for group in over_labels(groups, informed)]
+    found = [_gain(group, groups, base) for group in over_labels(groups, front)]
     return [gain for gain in found if gain is not None]
 
 
-def _gain(group: Group, groups: Sequence[Group]) -> Gain | None:
+def _gain(group: Group, groups: Sequence[Group], base: str) -> Gain | None:
     """One line of `gains`; None where there is no pair."""
-    changes = differences(group, groups)
-    pairs = [(m.miou, d) for m, d in zip(group.members, changes, strict=True) if d is not None]
-    informed = summarise(miou for miou, _ in pairs)
-    control = summarise(miou - change for miou, change in pairs)
+    changes = differences(group, groups, base)
+    pairs = [(m, d) for m, d in zip(group.members, changes, strict=True) if d is not None]
+    own = summarise(member.miou for member, _ in pairs)
+    other = summarise(member.miou - change for member, change in pairs)
     change = summarise(change for _, change in pairs)
-    if informed is None or control is None or change is None:
+    means = clustered([(member.replicate, change) for member, change in pairs])
+    if own is None or other is None or change is None or means is None:
         return None
-    return Gain(int(group.labels or 0), control, informed, change, interval(change))
+    return Gain(int(group.labels or 0), other, own, change, means.n, interval(means))
+
+
+def clustered(pairs: Sequence[tuple[Mapping[str, int | None], float]]) -> Stats | None:
+    """Statistics of what counts as independent among differences; None where there are none.
+
+    `pairs` are (replicate: factor -> level, difference). Differences that share a level of a factor
+    (a seed, or the draw) are not independent: those of 3 draws with 2 seeds each are no 6. So they
+    are averaged within each level of one factor, and the k means count, with k - 1 degrees of
+    freedom. Of the factors that vary it is the one that gives the widest `interval` (of equals the
+    one with the fewest levels): the means over the others' levels do not hold what it does. Where
+    all vary together, each difference is a level of its own.
+    """
+    found = []
+    for factor in dict.fromkeys(name for replicate, _ in pairs for name in replicate):
+        levels: dict[int | None, list[float]] = {}
+        for replicate, change in pairs:
+            levels.setdefault(replicate.get(factor), []).append(change)
+        means = summarise(statistics.fmean(values) for values in levels.values())
+        if means is not None and (ends := interval(means)) is not None:
+            found.append((ends[1] - ends[0], -means.n, means))
+    if found:
+        return max(found, key=lambda one: one[:2])[2]
+    return summarise([statistics.fmean(change for _, change in pairs)] if pairs else [])
 
 
 def class_gains(group: Group, groups: Sequence[Group]) -> dict[str, Stats]:

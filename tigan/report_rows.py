@@ -57,7 +57,10 @@ class Member:
 
 @dataclass
 class Group:
-    """All replicates of one line of the table; `pending` counts those that are not finished."""
+    """All replicates of one line of the table; `pending` counts those that are not finished.
+
+    `repeated` are those of other nodes that a member is the same replicate as: they do not count.
+    """
 
     input: str
     method: str
@@ -67,6 +70,7 @@ class Group:
     settings: dict[str, str]
     start: str = SCRATCH
     members: list[Member] = field(default_factory=list)
+    repeated: list[Member] = field(default_factory=list)
     pending: int = 0
 
     @property
@@ -98,24 +102,38 @@ def group_rows(nodes: Iterable[Node], *, selection: bool = False) -> list[Group]
     """The lines of the table: one per input, method, start of f, labels, alpha, gamma and setting.
 
     The rows with the uint8 round trip lead (it is what an image file gives); a row without it
-    goes to the row of its own node. Nodes that are not finished count as `pending`, in a line of
-    their own where nothing of the setting is finished yet. With `selection`: the groups on the
-    selection split, which is for choices and never among the results.
+    goes to the row of its own node. Of nodes that hold the same replicate the first one counts,
+    in `node_order`. Nodes that are not finished count as `pending`, in a line of their own where
+    nothing of the setting is finished yet. With `selection`: the groups on the selection split,
+    which is for choices and never among the results.
     """
     groups: dict[str, Group] = {}
-    nodes = [node for node in nodes if node.stage == "evaluate"]
+    nodes = sorted((node for node in nodes if node.stage == "evaluate"), key=node_order)
     for node in nodes:
         for row in node.rows:
             if row["uint8"] and (row["input"] == SELECTION) == selection:
                 member = _member(node, row)
-                group = _new_group(member)
-                groups.setdefault(_group_key(group), group).members.append(member)
+                new = _new_group(member)
+                group = groups.setdefault(_group_key(new), new)
+                is_known = any(m.replicate == member.replicate for m in group.members)
+                (group.repeated if is_known else group.members).append(member)
     for node in nodes:
         if node.done is None and not selection:
             _add_pending(groups, node)
     for group in groups.values():
         group.members.sort(key=lambda member: _replicate_order(member.replicate))
     return sorted(groups.values(), key=_group_order)
+
+
+def repeats(groups: Iterable[Group]) -> list[str]:
+    """What two nodes hold and was counted once, one line each, for the page."""
+    return [
+        f"counted once: {first.node.name} and {member.node.name} are the same replicate"
+        for group in groups
+        for member in group.repeated
+        for first in group.members
+        if first.replicate == member.replicate
+    ]
 
 
 def _member(node: Node, row: dict[str, Any]) -> Member:
@@ -182,7 +200,7 @@ def _group_order(group: Group) -> tuple[Any, ...]:
 
 
 def _number_order(value: float | str | None) -> tuple[bool, float, list[Any]]:
-    """Numbers by size, then what a label holds in their place, such as '5pct'."""
+    """Numbers by size, then what a label holds in their place, such as 'all'."""
     if isinstance(value, str):
         try:
             return (False, float(value), [])

@@ -2,7 +2,16 @@
 
 from data_prep.config import ClassSet
 from tigan.report_pairs import CONFIDENCE, gains
-from tigan.report_rows import CONTROL, INFORMED, INPUTS, REAL, SCRATCH, Group, headline
+from tigan.report_rows import (
+    CONTROL,
+    INFORMED,
+    INPUTS,
+    REAL,
+    SCRATCH,
+    Group,
+    headline,
+    over_labels,
+)
 from tigan.report_text import METHOD_NAMES, convention, ends, signed_spread, spread
 
 # Rows in which f itself is trained on, and the one of another segmenter.
@@ -15,6 +24,8 @@ def summary(groups: list[Group], names: dict[str, str]) -> str:
     if not any(group.members for group in groups):
         return "No method has been evaluated yet, so there is no figure to report."
     source, synthetic = headline(groups, "source_only"), headline(groups, "source_only", INPUTS[0])
+    informed = headline(groups, INFORMED)
+    labels = informed.labels if informed else None
     parts = []
     if synthetic is not None:
         parts.append(
@@ -25,35 +36,50 @@ def summary(groups: list[Group], names: dict[str, str]) -> str:
     parts.append(
         f"On {names[REAL]} {subject} reaches {_clause(source)} without translation (source only), "
         f"{_clause(headline(groups, 'cyclegan'))} after CycleGAN, "
-        f"{_clause(headline(groups, CONTROL))} after CycleGAN with the same extra steps but no "
-        f"task loss (the matched control) and {_clause(headline(groups, INFORMED))} after "
-        "task-informed finetuning" + _gain(groups)
+        f"{_clause(_at_labels(groups, CONTROL, labels))} after CycleGAN with the same extra steps "
+        f"but no task loss (the matched control) and {_clause(informed)} after task-informed "
+        "finetuning" + _gain(groups, informed)
     )
     others = [
-        f"{METHOD_NAMES[method]} {spread(group.stats)} %"
+        f"{_with_labels(group)} {spread(group.stats)} %"
         for method in (*_ADAPTED, _ORACLE)
-        if (group := headline(groups, method)) is not None
+        if (group := _at_labels(groups, method, labels)) is not None
     ]
     if others:
         parts.append(f"For comparison: {'; '.join(others)}")
     return ". ".join(parts) + "."
 
 
-def _gain(groups: list[Group]) -> str:
+def _at_labels(groups: list[Group], method: str, labels: int | str | None) -> Group | None:
+    """The headline of a method, or the group that has `labels` in its place."""
+    front = headline(groups, method)
+    if front is None:
+        return None
+    return next((g for g in over_labels(groups, front) if g.labels == labels), front)
+
+
+def _with_labels(group: Group) -> str:
+    """The method, with its number of labels where its name does not say it."""
+    is_said = group.labels is None or group.method == _ORACLE
+    return METHOD_NAMES[group.method] + ("" if is_said else f" ({group.labels} labelled images)")
+
+
+def _gain(groups: list[Group], informed: Group | None) -> str:
     """The labels, and the gain against the control, of the task-informed headline."""
-    informed = headline(groups, INFORMED)
     if informed is None:
         return ""
     text = f" with {informed.labels} labelled images"
-    found = [gain for gain in gains(groups) if gain.labels == informed.labels]
+    found = [gain for gain in gains(groups, INFORMED, CONTROL) if gain.labels == informed.labels]
     if not found:
         return text
     text += f"; that is {signed_spread(found[0].change)} points against the matched control "
     if found[0].interval is None:
         return text + "(one replicate)"
+    count, independent = found[0].change.n, found[0].independent
+    as_of = f", of {independent} independent values," if independent < count else ""
     return text + (
-        f"(mean ± standard deviation over n = {found[0].change.n} replicates; "
-        f"{100 * CONFIDENCE:.0f} % confidence interval of the mean {ends(found[0].interval)})"
+        f"(mean ± standard deviation over n = {count} replicates; {100 * CONFIDENCE:.0f} % "
+        f"confidence interval of the mean{as_of} {ends(found[0].interval)})"
     )
 
 

@@ -51,10 +51,8 @@ def ends(interval: tuple[float, float] | None) -> str:
 
 
 def number(value: float | str | None) -> str | None:
-    """10.0 as '10'; a label's '5pct' as '5 %', other text and None as they are."""
-    if isinstance(value, str):
-        return f"{value.removesuffix('pct')} %" if value.endswith("pct") else value
-    return value if value is None else f"{value:g}"
+    """10.0 as '10'; text (of a label) and None as they are."""
+    return value if value is None or isinstance(value, str) else f"{value:g}"
 
 
 def duration(seconds: float) -> str:
