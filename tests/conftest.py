@@ -48,6 +48,25 @@ def packed_cityscapes(tmp_path_factory: pytest.TempPathFactory, cityscapes_root:
     return packed
 
 
+@pytest.fixture(scope="session")
+def run_dir(
+    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
+) -> Path:
+    """A finished run on these data; tests only read it."""
+    from tiny_run import tiny_run  # torch: most tests do without
+
+    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
+
+
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """For tests of commands, whose session makes torch deterministic for the whole process."""
+    yield
+    import torch
+
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def synthia_copy(tmp_path: Path, synthia_root: Path) -> Path:
     """A copy of `synthia_root` that a test may damage."""

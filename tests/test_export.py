@@ -5,7 +5,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from tiny_data import PACKED, write_png
-from tiny_run import tiny_run
 
 from data_prep.config import load_class_set
 from data_prep.labels import colour_table, lookup_table, regular_ids
@@ -24,19 +22,7 @@ from data_prep.shards import PackedSplit
 from tigan import export, model_card, predict, scores
 from tigan.pictures import pixels
 
-
-@pytest.fixture(scope="module")
-def run_dir(
-    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
-) -> Path:
-    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """The command's session makes torch deterministic for the whole process."""
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 def call(run_dir: Path, out: Path, *options: str) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 from tiny_data import write_png
-from tiny_run import tiny_run
 
 from data_prep import listing
 from data_prep.config import load_class_set
@@ -18,13 +17,6 @@ from tigan.report_nodes import Node, read_nodes
 from tigan.report_rows import group_rows
 
 CLASSES = load_class_set("cityscapes19")
-
-
-@pytest.fixture(scope="module")
-def run_dir(
-    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
-) -> Path:
-    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
 
 
 def nodes_of(run_dir: Path) -> list[Node]:

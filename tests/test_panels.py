@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from tiny_data import PACKED
-from tiny_run import tiny_run
 
 from data_prep.config import load_class_set
 from data_prep.labels import colour_table
@@ -19,13 +18,6 @@ from tigan.panels import PANEL_CAPTIONS, Shown
 from tigan.report_nodes import Node, read_nodes
 
 CLASSES = load_class_set("cityscapes19")
-
-
-@pytest.fixture(scope="module")
-def run_dir(
-    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
-) -> Path:
-    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
 
 
 def nodes_of(run_dir: Path) -> list[Node]:

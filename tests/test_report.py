@@ -20,7 +20,6 @@ from report_runs import (
     weights_grid,
     write_metrics,
 )
-from tiny_run import tiny_run
 
 from tigan import report
 from tigan.config import ReportStage, StageJob, TrainingConfig
@@ -198,17 +197,10 @@ def test_same_inputs_same_bytes(swept: Finished, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
 
-def test_pictures_are_drawn_from_the_run(
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    packed_synthia: Path,
-    packed_cityscapes: Path,
-) -> None:
+def test_pictures_are_drawn_from_the_run(tmp_path: Path, run_dir: Path) -> None:
     """A run of tiny stages; then without the weights that the pictures need."""
-    base = tmp_path_factory.getbasetemp()
-    whole = tiny_run(base, packed_synthia, packed_cityscapes)
     ignored = shutil.ignore_patterns("metrics.jsonl", "tensorboard", "checkpoints")
-    run = Path(shutil.copytree(whole, tmp_path / "run", ignore=ignored))
+    run = Path(shutil.copytree(run_dir, tmp_path / "run", ignore=ignored))
     science = ReportStage(title="Tiny", classes="cityscapes19", panels=3)
     job = StageJob(tmp_path / "report", science, TrainingConfig(), found(run))
     report.run(job)

@@ -4,14 +4,12 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_data import ORIGINAL, PACKED, write_png
-from tiny_run import tiny_run
 from translate_calls import call, made, read, write_photos
 
 from data_prep.config import load_class_set
@@ -21,19 +19,7 @@ from data_prep.shards import PackedSplit
 from tigan import predict, translate
 from tigan.pictures import resized
 
-
-@pytest.fixture(scope="module")
-def run_dir(
-    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
-) -> Path:
-    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """The command's session makes torch deterministic for the whole process."""
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 @pytest.fixture

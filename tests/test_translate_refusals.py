@@ -12,24 +12,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_data import ORIGINAL, write_png
-from tiny_run import CONTROL, tiny_run
+from tiny_run import CONTROL
 from translate_calls import call, made, write_photos
 
 from tigan import checkpoint
 
-
-@pytest.fixture(scope="module")
-def run_dir(
-    tmp_path_factory: pytest.TempPathFactory, packed_synthia: Path, packed_cityscapes: Path
-) -> Path:
-    return tiny_run(tmp_path_factory.getbasetemp(), packed_synthia, packed_cityscapes)
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """The command's session makes torch deterministic for the whole process."""
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 
 
 @pytest.fixture

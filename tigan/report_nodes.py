@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data_prep.config import ConfigError, load_yaml
+from tigan.config import Method
 
 STAGES = (
     "render_synthia",
@@ -22,16 +23,7 @@ STAGES = (
     "oracle",
     "evaluate",
 )
-METHODS = (
-    "source_only",
-    "cyclegan",
-    "cyclegan_matched",
-    "task_informed",
-    "finetuned_segmenter",
-    "both",
-    "adaptsegnet",
-    "oracle",
-)
+METHODS: tuple[str, ...] = get_args(Method)  # in order
 # A result row must have these; see tigan/evaluate.py for what they mean.
 _ROW_KEYS = ("input", "method", "seeds", "uint8", "classes", "images", "miou", "per_class")
 # Swept keys that make replicates of one setting; the rest of a point's label is what sets one
