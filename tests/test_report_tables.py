@@ -188,6 +188,19 @@ def test_comparison_is_at_the_labels_of_the_task_informed_headline(tmp_path: Pat
     assert "32.9 % after CycleGAN with the same extra steps" in text
 
 
+def test_summary_names_what_is_pending_and_nothing_that_was_not_asked_for(tmp_path: Path) -> None:
+    scored(tmp_path, "source_only", "source_only", 0, 0.2)
+    scored(tmp_path, "task_informed", "task_informed", 0, 0.3)
+    text = summary(groups_of(tmp_path), input_names([]))
+    assert "reaches 20.0 % without translation (source only) and 30.0 % after task-inf" in text
+    assert "CycleGAN" not in text and "not finished" not in text
+    pending = tmp_path / "evaluate" / "cyclegan" / "config.yaml"
+    pending.parent.mkdir(parents=True)
+    pending.write_text("stage: evaluate\n")
+    again = summary(groups_of(tmp_path), input_names([]))
+    assert "(source only), (not finished) after CycleGAN and 30.0 %" in again
+
+
 def test_long_tables_show_what_stands_for_each_method(swept: Path) -> None:
     groups = group_rows(read_nodes(found(swept)))
     assert len(groups) > MOST_LINES

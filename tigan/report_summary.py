@@ -33,13 +33,26 @@ def summary(groups: list[Group], names: dict[str, str]) -> str:
             f"{spread(synthetic.stats)} % mIoU on {names[INPUTS[0]]}"
         )
     subject = "it" if parts else "the segmenter f, trained on synthetic images only,"
-    parts.append(
-        f"On {names[REAL]} {subject} reaches {_clause(source)} without translation (source only), "
-        f"{_clause(headline(groups, 'cyclegan'))} after CycleGAN, "
-        f"{_clause(_at_labels(groups, CONTROL, labels))} after CycleGAN with the same extra steps "
-        f"but no task loss (the matched control) and {_clause(informed)} after task-informed "
-        "finetuning" + _gain(groups, informed)
-    )
+    clauses = [
+        f"{_clause(group)} {text}"
+        for method, group, text in (
+            ("source_only", source, "without translation (source only)"),
+            ("cyclegan", headline(groups, "cyclegan"), "after CycleGAN"),
+            (
+                CONTROL,
+                _at_labels(groups, CONTROL, labels),
+                "after CycleGAN with the same extra steps but no task loss (the matched control)",
+            ),
+            (
+                INFORMED,
+                informed,
+                f"after task-informed finetuning{_gain(groups, informed)}",
+            ),
+        )
+        if any(one.method == method and one.input == REAL for one in groups)
+    ]
+    if clauses:
+        parts.append(f"On {names[REAL]} {subject} reaches {_listed(clauses)}")
     others = [
         f"{_with_labels(group)} {spread(group.stats)} %"
         for method in (*_ADAPTED, _ORACLE)
@@ -48,6 +61,11 @@ def summary(groups: list[Group], names: dict[str, str]) -> str:
     if others:
         parts.append(f"For comparison: {'; '.join(others)}")
     return ". ".join(parts) + "."
+
+
+def _listed(clauses: list[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
 
 
 def _at_labels(groups: list[Group], method: str, labels: int | str | None) -> Group | None:
