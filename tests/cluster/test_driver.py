@@ -138,7 +138,7 @@ def test_operator_cancels_one_stage(plain: Cluster, new_run: NewRun) -> None:
     after = run.jobs()
     assert f"job {before['finetune'].partition('_')[0]}" in said
     assert {node for node in after if after[node] == before[node]} == {"gan"}
-    assert set(jobs_by_node(run).values()) == {1} and len(jobs_by_node(run)) == 9
+    assert set(jobs_by_node(run).values()) == {1} and len(jobs_by_node(run)) == 11
 
 
 def test_exit_code_0_without_a_record_is_a_failure(
