@@ -17,7 +17,7 @@ def whole(accounted: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Slurm
     run = SlurmRun(accounted, folder / "run", folder / "profile.yaml")
     started = time.monotonic()
     said = run.drive("--stage", "all")
-    assert "13 jobs submitted" in said
+    assert "15 jobs submitted" in said
     run.finish(timeout_s=400)
     (folder / "seconds").write_text(str(time.monotonic() - started))
     return run
