@@ -58,7 +58,7 @@ def test_licences_follow_the_data(
     tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "pack_cityscapes, other data, in the layout of Cityscapes" in card(run_dir)
-    assert "| val of pack_cityscapes (other data, in the layout of Cityscapes) |" in card(run_dir)
+    assert "| real images (Cityscapes layout) val |" in card(run_dir)
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     config = yaml.safe_load((run / "pack_synthia" / "config.yaml").read_text())
     config["inputs"] = {"raw": {"dir": "render_synthia", "hash": "0"}}

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from data_prep.config import ClassSet
-from data_prep.listing import PUBLISHED_COUNTS, SourceKind
+from data_prep.listing import SourceKind
 from tigan import report_tables, report_text
 from tigan.predict import SEGMENTER_WEIGHTS, TRANSLATOR_WEIGHTS
 from tigan.report_nodes import Node
-from tigan.report_rows import INFORMED, INPUTS, REAL, SELECTION, Group, headline, headlines
+from tigan.report_rows import INFORMED, REAL, SELECTION, Group, headline, headlines
 
 FILE = "model_card.md"
 
@@ -76,7 +76,7 @@ def text(title: str, classes: ClassSet, nodes: list[Node], groups: list[Group]) 
     report shows. Where none is finished the card says so. Never raises for what is missing.
     """
     found = headline(groups, INFORMED)
-    sources = _sources(nodes, classes)
+    sources = _sources(nodes)
     parts = [f"# {title}: model card", *_data(nodes, classes, sources)]
     if found is None:
         return _joined([*parts, "No task-informed generator is finished in this run yet."])
@@ -85,7 +85,7 @@ def text(title: str, classes: ClassSet, nodes: list[Node], groups: list[Group]) 
     parts[1:1] = [_what(member.node, chain)]
     parts += [
         "## Scores",
-        _scores(groups, _image_names(nodes, sources), classes),
+        _scores(groups, report_text.input_names(nodes), classes),
         "## How it was chosen",
         _choice(found, member.node, groups),
         "## Intended use and limits",
@@ -164,32 +164,19 @@ def _data(nodes: list[Node], classes: ClassSet, sources: dict[str, str]) -> list
     ]
 
 
-def _sources(nodes: list[Node], classes: ClassSet) -> dict[str, str]:
+def _sources(nodes: list[Node]) -> dict[str, str]:
     """Name of a pack node -> what it packed: rendered images, a published data set, others."""
     packs = [node for node in nodes if node.stage.startswith("pack_")]
-    return {pack.name: _source(pack, classes) for pack in packs}
+    return {pack.name: _source(pack) for pack in packs}
 
 
-def _source(pack: Node, classes: ClassSet) -> str:
+def _source(pack: Node) -> str:
     if _input(pack, "raw").startswith("render_"):
         return MINICITY
     name, kind = _LAYOUTS[pack.stage]
     # The number of images is what tells the published data set from others in its layout.
-    columns = report_tables.data_table([pack], classes, [])
-    counts = {c["title"].split()[-1]: int(c["samples"].replace(",", "")) for c in columns}
-    if kind == "synthia":  # whose val split is ours
-        counts = {"train": sum(counts.values())}
-    return name if counts == PUBLISHED_COUNTS[kind] else f"other data, in the layout of {name}"
-
-
-def _image_names(nodes: list[Node], sources: dict[str, str]) -> dict[str, str]:
-    """As the report calls the val sets; other data are not called by the published names."""
-    names = report_text.input_names(nodes)
-    for key, pack in zip(INPUTS, _LAYOUTS, strict=True):
-        source = sources.get(pack, "")
-        if source.startswith("other data"):
-            names[key] = f"val of {pack} ({source})"
-    return names
+    is_other = report_text.holds_other_data(pack, kind)
+    return f"other data, in the layout of {name}" if is_other else name
 
 
 def _scores(groups: list[Group], names: dict[str, str], classes: ClassSet) -> str:

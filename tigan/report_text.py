@@ -1,6 +1,8 @@
 """Numbers and names as the report writes them."""
 
 from data_prep.config import ClassSet
+from data_prep.listing import PUBLISHED_COUNTS, SourceKind
+from data_prep.shards import PackedSplit
 from tigan.report_nodes import Node
 from tigan.report_rows import INPUTS, SCRATCH, SELECTION, Group, Stats
 
@@ -17,6 +19,10 @@ METHOD_NAMES = {
 # How a difference to a method is called in a table.
 BASE_NAMES = {"source_only": "source only", "cyclegan_matched": "control"}
 _MINUS = "−"
+_LAYOUTS: tuple[tuple[SourceKind, str, str], ...] = (
+    ("synthia", "Synthia", "synthetic images"),
+    ("cityscapes", "Cityscapes", "real images"),
+)
 
 
 def percent(value: float | None) -> str:
@@ -66,15 +72,37 @@ def duration(seconds: float) -> str:
 
 
 def input_names(nodes: list[Node]) -> dict[str, str]:
-    """What the images are called; rendered stand-ins are never called by the real names."""
-    names = {node.name for node in nodes}
-    synthia = "MiniCity (Synthia style)" if "render_synthia" in names else "Synthia"
-    real = "MiniCity (Cityscapes style)" if "render_cityscapes" in names else "Cityscapes"
+    """What the images are called; rendered and other data are never called by the real names."""
+    known = {node.name: node for node in nodes}
+    synthia, real = (
+        f"MiniCity ({layout} style)"
+        if f"render_{kind}" in known
+        else f"{other} ({layout} layout)"
+        if holds_other_data(known.get(f"pack_{kind}"), kind)
+        else layout
+        for kind, layout, other in _LAYOUTS
+    )
     return {
         INPUTS[0]: f"{synthia} val",
         INPUTS[1]: f"{real} val",
         SELECTION: f"the selection split of {real} train",
     }
+
+
+def holds_other_data(pack: Node | None, kind: SourceKind) -> bool:
+    """Whether a pack has another number of images than the published data set of its layout.
+
+    False where that cannot be said: it is not finished, or cannot be read.
+    """
+    if pack is None or pack.done is None:
+        return False
+    try:
+        counts = {split: len(PackedSplit(pack.path, split)) for split in ("train", "val")}
+    except ValueError:  # the table of the data says what is wrong
+        return False
+    if kind == "synthia":  # whose val split is ours
+        counts = {"train": sum(counts.values())}
+    return counts != PUBLISHED_COUNTS[kind]
 
 
 def convention(classes: ClassSet) -> str:
