@@ -24,7 +24,7 @@ demo: setup
 # command goes on where it was stopped.
 experiments: setup
 	$(BIN)/python pipeline/run.py --stage all --sweep labels_small --run-dir runs/experiments \
-		--set report.title='Task-informed GAN on MiniCity: how many labels'
+		--set report.title='Task-informed GAN on MiniCity, over labels'
 
 test: lint unit slow cluster-tests
 

@@ -1,6 +1,9 @@
 """pyproject.toml, constraints.txt and environment.yml name the same packages."""
 
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -45,3 +48,19 @@ def test_conda_environment_has_the_same_ranges() -> None:
     wanted = project["dependencies"] + project["optional-dependencies"]["mpi"]
     expected = {canonical(r.name): str(r.specifier) for r in map(Requirement, wanted)}
     assert found == expected
+
+
+def test_make_experiments_gives_the_driver_what_it_takes(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        ["make", "--dry-run", "--always-make", "experiments"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.replace("\\\n", " ")  # fmt: skip
+    (line,) = (line for line in shown.splitlines() if "pipeline/run.py" in line)
+    options = shlex.split(line)[2:]
+    options[options.index("--run-dir") + 1] = str(tmp_path / "run")
+    planned = subprocess.run(
+        [sys.executable, "pipeline/run.py", *options, "--dry-run"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    assert "0 done; nothing was started" in planned.stdout
