@@ -181,7 +181,7 @@ def find_inputs(
                 f"{ref.hash[:10]}; give the driver's command again, which makes it first"
             )
         digests[role] = record.output_digest if record else None
-        if record is not None and frozen.stage != "report":  # it reads no weights
+        if record is not None and frozen.stage != "report":  # it checks those it draws with
             _verify_weights(role, folders[role], record)
     return folders, digests
 
