@@ -34,6 +34,7 @@ from tigan import (
     gan,
     losses,
     predict,
+    preemption,
     segmentation,
     segmenter,
 )
@@ -210,6 +211,20 @@ def test_translated_split_holds_the_images_that_were_asked_for(inputs: Roles) ->
     assert not translated.image(1, copy=False).flags.writeable
     with pytest.raises(KeyError):  # an image that nobody drew
         translated.image(0)
+
+
+def test_a_signal_ends_the_translation_at_the_next_image(
+    inputs: Roles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, _, _ = real_split(inputs)
+    _, generator = predict.load_generator(inputs["finetune"])
+    read, asked = [], iter([False, False, True])
+    image = split.image
+    monkeypatch.setattr(split, "image", lambda i: read.append(i) or image(i))
+    monkeypatch.setattr(preemption, "agreed", lambda: next(asked))
+    with pytest.raises(preemption.Preempted):
+        finetune_segmenter.TranslatedSplit(split, np.array([4, 1, 0, 2]), generator)
+    assert read == [4, 1]
 
 
 def test_without_the_adversarial_term_it_is_plain_training(tmp_path: Path, inputs: Roles) -> None:

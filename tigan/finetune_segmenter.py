@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.config import load_class_set
 from data_prep.shards import PackedSplit
-from tigan import predict, segmentation
+from tigan import predict, preemption, segmentation
 from tigan.config import FinetuneSegmenterStage, StageJob, StageResult
 from tigan.data import Indices, StepBatches, class_table, labelled_images
 from tigan.loop import Training, fit
@@ -71,12 +71,18 @@ class TranslatedSplit(PackedSplit):
     Whole images are translated, as when f is scored: InstanceNorm would see other statistics in
     the crops. At once, since loader workers have no GPU, and could not share what each makes: this
     takes as long as an evaluation, and 3 bytes a pixel of every rank's memory (2,700 images of
-    512 x 1024: 4.2 GB), which workers share with their rank.
+    512 x 1024: 4.2 GB), which workers share with their rank. A collective, for the ranks agree
+    before each image whether they were asked to stop: raises `preemption.Preempted`, and what was
+    translated is lost.
     """
 
     def __init__(self, split: PackedSplit, indices: Indices, generator: Generator) -> None:
         super().__init__(split.packed_dir, split.split, verify=split.verify)
-        self._translated = {i: _translated(generator, split.image(i)) for i in indices.tolist()}
+        self._translated: dict[int, NDArray[np.uint8]] = {}
+        for i in indices.tolist():
+            if preemption.agreed():
+                raise preemption.Preempted
+            self._translated[i] = _translated(generator, split.image(i))
 
     def image(
         self, i: int, rows: slice | None = None, cols: slice | None = None, *, copy: bool = True
