@@ -19,10 +19,10 @@ segmenter.pt2, which need nothing but PyTorch (torch.export.load); see `write_pr
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,33 +190,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code (1: failed)."""
-    args = parse_arguments(arguments)
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("WORLD_SIZE is set: this command is one process; start it directly")
-        told = _export(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(told)
-    return 0
+    return finished.command(partial(_export, parse_arguments(arguments)))
 
 
-def _export(args: argparse.Namespace) -> str:
-    """What was made, in one line."""
+def _export(args: argparse.Namespace) -> int:
+    """Make what was asked for, and say what was made."""
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
     if args.programs:  # on the CPU, where any machine can load them
         names = write_programs(args.run, args.out_dir, evaluate=args.evaluate, tell=tell)
-        return f"written into {args.out_dir}: {', '.join(names) or 'nothing, all were there'}"
+        print(f"written into {args.out_dir}: {', '.join(names) or 'nothing, all were there'}")
+        return 0
     with distributed.session(threads=torch.get_num_threads()):
         written, kept = write_predictions(args.run, args.out_dir, evaluate=args.evaluate, tell=tell)
-    return f"{written} predictions written into {args.out_dir}, {kept} were there already"
+    print(f"{written} predictions written into {args.out_dir}, {kept} were there already")
+    return 0
 
 
 if __name__ == "__main__":

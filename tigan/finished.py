@@ -1,5 +1,8 @@
 """What the commands that use a run share: its finished nodes and weights, the folder they fill."""
 
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,23 @@ from tigan import checkpoint
 from tigan.report_nodes import STAGES, Node, read_nodes
 
 TASK_INFORMED = "task_informed"
+
+
+def command(work: Callable[[], int]) -> int:
+    """The exit code of a command that fills a folder: what `work` returns; 1: refused; 130: Ctrl-C.
+
+    It is one process: several of a launcher would write the same files.
+    """
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("WORLD_SIZE is set: this command is one process; start it directly")
+        return work()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def read_run(run_dir: Path) -> dict[str, Node]:

@@ -11,11 +11,11 @@ call is simply given again. OUT_DIR belongs to one IN_DIR and one translator: ot
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -254,26 +254,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code (1: failed, or some images did)."""
-    args = parse_arguments(arguments)
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("WORLD_SIZE is set: this command is one process; start it directly")
-        with distributed.session(threads=torch.get_num_threads()):
-            tally = translate_folder(
-                args.run,
-                args.in_dir,
-                args.out_dir,
-                translator=args.translator,
-                predictions=args.predict,
-                resize=not args.no_resize,
-                tell=lambda line: print(line, flush=True),
-            )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return finished.command(partial(_translate, parse_arguments(arguments)))
+
+
+def _translate(args: argparse.Namespace) -> int:
+    """Translate the folder, and say what became of its images."""
+    with distributed.session(threads=torch.get_num_threads()):
+        tally = translate_folder(
+            args.run,
+            args.in_dir,
+            args.out_dir,
+            translator=args.translator,
+            predictions=args.predict,
+            resize=not args.no_resize,
+            tell=lambda line: print(line, flush=True),
+        )
     for line in tally.failed:
         print(f"error: {line}", file=sys.stderr)
     if tally.stretched:
