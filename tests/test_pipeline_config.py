@@ -208,8 +208,8 @@ def test_several_sweep_files_are_one_sweep(tmp_path: Path) -> None:
         ("labels", "synthia_cityscapes", 36),
         ("alpha_gamma", "synthia_cityscapes", 36),
         ("baselines", "synthia_cityscapes", 42),
-        ("labels_small", "minicity", 25),
-        ("labels_small", "photos", 25),
+        ("labels_small", "minicity", 19),
+        ("labels_small", "photos", 19),
     ],
 )
 def test_shipped_sweeps_fit_their_run_configs(sweep: str, config: str, points: int) -> None:
