@@ -58,7 +58,7 @@ _LIMITS = """\
 It makes photographs of the kind it was trained on look to the segmenter f above like the synthetic
 images that f was trained on, so that f segments them better. It was made for research.
 
-- It serves this f. Another segmenter gains less, or loses.
+- It was trained against this f; what another segmenter gains by it was not measured.
 - It was trained at one size. Its InstanceNorm takes statistics over the whole image, so crops and
   other scales give other results; bring images to the size above first.
 - It changes what an image shows: objects may vanish or be invented where that lowers the loss. A
