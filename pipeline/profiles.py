@@ -92,8 +92,8 @@ class SlurmLayout(StrictModel):
     points_per_node: int = Field(
         default=1,
         ge=1,
-        description="points of a sweep that share one job, each as one rank of its own; more than "
-        "1 needs nodes: 1",
+        description="points of a sweep that share one job, each as one rank of its own, so that a "
+        "whole batch must fit one GPU; more than 1 needs nodes: 1",
     )
     processes: int = Field(default=1, ge=1, description="processes of a rendering")
     images_per_s: float | None = Field(

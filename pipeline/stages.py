@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -298,18 +299,19 @@ def _run_learning(
 
     if frozen.stage in _SAVE_FIRST:
         preemption.install()
-    launch = frozen.launch
-    try:
-        with distributed.session(
-            launch.threads, health_check_s=launch.health_check_s, needs_gpu=launch.gpu
-        ) as group:
+    launch, result = frozen.launch, None
+    with distributed.session(
+        launch.threads, health_check_s=launch.health_check_s, needs_gpu=launch.gpu
+    ) as group:
+        # Caught in here: all ranks agreed to stop, so their group can end as after a result.
+        with suppress(preemption.Preempted):
             result = _LEARNING[frozen.stage](job)
-            ignore_signals()
-            if group.is_first:
-                outputs = {name: digest_of(job.stage_dir / name) for name in sorted(result.outputs)}
-                finish(outputs, result, group.world_size)
-    except preemption.Preempted:
-        raise Stopped from None
+        ignore_signals()
+        if result is not None and group.is_first:
+            outputs = {name: digest_of(job.stage_dir / name) for name in sorted(result.outputs)}
+            finish(outputs, result, group.world_size)
+    if result is None:
+        raise Stopped
 
 
 def _run_prep(

@@ -10,8 +10,6 @@ module load Stages/2025 GCC ParaStationMPI Python # your virtual environment mus
 # have the suffix from the partition profile.
 export TIGAN_HOST_SUFFIX="${TIGAN_HOST_SUFFIX-i}"
 export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
-# A failed NCCL call ends the rank, instead of leaving it waiting.
-export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export CUDA_VISIBLE_DEVICES=0,1,2,3 # every rank takes the one of its number
 
 # Compute nodes have no way to the internet: nothing may wait for it.

@@ -1,3 +1,5 @@
+import multiprocessing
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -125,6 +127,18 @@ def test_no_worker_inherits_a_pool_of_opencv_threads(packed_synthia: Path) -> No
     loader = load_from(StepBatches({"synthetic": stream(packed_synthia)}), 0, num_workers=1)
     assert cv2.getNumThreads() == 1
     assert len(next(loader)["synthetic"].keys) == 4
+
+
+def test_workers_are_forked_whatever_pythons_default_is(packed_synthia: Path) -> None:
+    # Python 3.14's starts them through a server, which the signals to a whole step end.
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        loader = load_from(StepBatches({"synthetic": stream(packed_synthia)}), 0, num_workers=1)
+        assert len(next(loader)["synthetic"].keys) == 4
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert [type(worker) for worker in loader._workers] == [ForkProcess]
 
 
 def test_labels_stay_with_their_pixels(packed_synthia: Path) -> None:

@@ -26,7 +26,10 @@ Method = Literal[
 ]
 Size = Annotated[list[int], Field(min_length=2, max_length=2)]
 Precision = Literal["fp32", "bf16"]
-
+_PRECISION = (
+    "autocast type of the forward pass; fp32 as PyTorch's defaults have it: GPUs from Ampere on "
+    "compute convolutions in TF32"
+)
 
 Labels = Annotated[int, Field(ge=1)] | Literal["all"]
 
@@ -67,7 +70,7 @@ class SegmenterConfig(StrictModel):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd momentum, adam's beta1")
     weight_decay: float = Field(default=5e-4, ge=0)
     poly_power: float = Field(default=0.9, ge=0, description="lr * (1 - images / total) ** power")
-    precision: Precision = Field(default="fp32", description="autocast type of the forward pass")
+    precision: Precision = Field(default="fp32", description=_PRECISION)
 
     @model_validator(mode="after")
     def _consistent(self) -> "SegmenterConfig":
@@ -127,7 +130,7 @@ class GanConfig(StrictModel):
     pool_size: int = Field(
         default=50, ge=0, description="image history for the discriminators, per rank (CycleGAN)"
     )
-    precision: Precision = Field(default="fp32", description="autocast type of the forward pass")
+    precision: Precision = Field(default="fp32", description=_PRECISION)
 
     @model_validator(mode="after")
     def _consistent(self) -> "GanConfig":

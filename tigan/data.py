@@ -129,6 +129,9 @@ def load_from(batches: StepBatches, first_step: int, num_workers: int) -> Iterat
         num_workers=num_workers,
         pin_memory=distributed.group().device.type == "cuda",
         worker_init_fn=_start_worker,
+        # Workers share the memory of their rank, and no server process stands in between, which a
+        # signal to all processes of a step would end (Python 3.14's default).
+        multiprocessing_context="fork" if num_workers else None,
         # iter(DataLoader) draws a seed: from here, not from the generator of the training.
         generator=torch.Generator(),
     )

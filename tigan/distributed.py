@@ -61,7 +61,7 @@ def session(
     One GPU per rank by LOCAL_RANK where CUDA is there, else the CPU with `threads` threads. With
     `health_check_s`, the ranks first show within so many seconds that they compute and reach each
     other. Raises ValueError where a node has fewer GPUs than ranks; `UnhealthyNodes` where that
-    check fails, or where a GPU that `needs_gpu` asks for is not there.
+    check fails, or where a GPU that `needs_gpu` asks for is not there or does not work.
     """
     global _group
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -86,6 +86,7 @@ def session(
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=world_size, timeout=timeout
             )
+            store.set_timeout(timeout)  # which was the check's
             _check_reduction(device, timedelta(seconds=health_check_s))
         else:
             dist.init_process_group(backend, timeout=timeout)
@@ -156,7 +157,8 @@ def _check_reduction(device: torch.device, patience: timedelta) -> None:
     group: Any = dist.new_group(timeout=patience)
     total = torch.ones(1, device=device)
     try:
-        dist.all_reduce(total, group=group)
+        work: Any = dist.all_reduce(total, group=group, async_op=True)
+        work.wait(patience)  # without a time, NCCL's returns at once and item() waits for ever
         count = int(total.item())
     except RuntimeError as error:
         raise UnhealthyNodes(f"health check: the ranks cannot all-reduce: {error}") from None
@@ -172,15 +174,34 @@ def _node_of(rank: int) -> str:
 
 
 def _require_gpu(local_rank: int) -> None:
-    """Raise `UnhealthyNodes` where this rank has no GPU: training on CPUs would waste the job."""
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= seen:
-        node = _node_of(int(os.environ.get("RANK", "0")))
-        raise UnhealthyNodes(
-            f"{node}: PyTorch {torch.__version__} sees {seen} GPUs, rank {local_rank} of the node "
-            "needs one; a lost GPU or driver, or a PyTorch without CUDA",
-            [node],
+    """Take this rank's GPU: training on CPUs would waste the job.
+
+    Raises `UnhealthyNodes` where this node has no such GPU, or one that does not start; ValueError
+    where PyTorch could use no GPU of any node.
+    """
+    asked = "the partition profile asks for GPUs (gpus_per_node)"
+    if not torch.backends.cuda.is_built():
+        raise ValueError(
+            f"PyTorch {torch.__version__} is built without CUDA, and {asked}; install one with CUDA"
         )
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    why = ""
+    try:
+        if seen == 0:
+            torch.cuda.init()  # says why
+        if local_rank < seen:
+            torch.cuda.set_device(local_rank)  # where a GPU in trouble shows first
+            return
+    except RuntimeError as error:
+        why = f": {error}"
+    if "too old" in why:
+        raise ValueError(f"PyTorch {torch.__version__} cannot use the GPUs, and {asked}{why}")
+    node = _node_of(int(os.environ.get("RANK", "0")))
+    raise UnhealthyNodes(
+        f"{node}: PyTorch {torch.__version__} sees {seen} GPUs, rank {local_rank} of the node "
+        f"needs one that works{why}",
+        [node],
+    )
 
 
 def _device(local_rank: int) -> torch.device:
