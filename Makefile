@@ -28,9 +28,9 @@ experiments: setup
 
 test: lint unit slow cluster-tests
 
-# Two processes: most of these tests wait for other processes or for imports.
+# Two processes: these tests wait a lot. By files: what the tests of one share is made once.
 unit: setup
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not cluster"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not cluster"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
