@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,30 @@ def test_two_ranks_agree_with_one(
     )
     assert result.returncode == 0, result.stderr[-4000:]
     assert "all rank checks passed" in result.stdout
+
+
+@pytest.mark.slow
+def test_group_ends_with_a_stop_that_all_ranks_agree_on() -> None:
+    """NCCL warns of a group that is left, and may hang in it; its store has its own time-out."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {
+        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(TESTS / "rank_ends.py")],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        out, err = rank.communicate(timeout=120)
+        assert out.strip() == "stopped, group ended", err[-4000:]
