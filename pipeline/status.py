@@ -72,18 +72,25 @@ def failures(graph: Graph, states: Mapping[str, State], run_dir: Path) -> list[s
     return lines
 
 
-_GROUP = ("input", "method", "segmenter", "labels", "alpha", "gamma", "uint8", "classes")
+_GROUP = (
+    *("input", "method", "segmenter", "labels", "alpha", "gamma"),
+    *("settings", "uint8", "classes"),
+)
 
 
 def results_table(run_dir: Path) -> list[str]:
-    """The report's rows, mean and deviation of the mIoU over seeds and draws; [] without any."""
+    """The report's rows, mean and deviation of the mIoU over seeds and draws; [] without any.
+
+    Swept settings without a column of their own stand at the end of a line.
+    """
     scored = atomic.read_json(paths.report_dir(run_dir) / "results.json").get("rows", [])
     groups: dict[tuple[Any, ...], list[float]] = {}
     for row in scored:
+        row["settings"] = " ".join(f"{k}={v}" for k, v in (row.get("settings") or {}).items())
         groups.setdefault(tuple(row.get(key) for key in _GROUP), []).append(row["miou"])
     if not groups:
         return []
-    rows = [["input", "method", "labels", "alpha", "gamma", "mIoU %", "runs", "classes"]]
+    rows = [["input", "method", "labels", "alpha", "gamma", "mIoU %", "runs", "classes", ""]]
     for key, scores in groups.items():
         values = dict(zip(_GROUP, key, strict=True))
         deviation = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
@@ -98,6 +105,7 @@ def results_table(run_dir: Path) -> list[str]:
                 f"{100 * statistics.fmean(scores):.1f}{deviation}",
                 str(len(scores)),
                 str(values["classes"]),
+                values["settings"],
             ]
         )
     return align(rows)

@@ -123,6 +123,23 @@ def test_setting_that_one_run_sweeps_sets_lines_apart(tmp_path: Path) -> None:
     assert lines[1].notes == ["9 labels", "8 labels"]
 
 
+def test_any_swept_setting_sets_lines_apart_and_is_named(tmp_path: Path) -> None:
+    def rows(*mious: float) -> list[dict[str, Any]]:
+        return [
+            row("cyclegan", miou, seed, settings={"gan.images": str(images)})
+            for seed, (miou, images) in enumerate(zip(mious, (400, 1000), strict=False))
+        ]
+
+    lines = lines_of(tmp_path, rows(0.3, 0.4), rows(0.2))
+    assert [line.title for line in lines] == [
+        "CycleGAN, gan.images = 400",
+        "CycleGAN, gan.images = 1000",
+    ]
+    assert [[len(found) for found in line.rows] for line in lines] == [[1, 1], [1, 0]]
+    (line,) = lines_of(tmp_path / "more", rows(0.3), [row("cyclegan", 0.4)])
+    assert line.title == "CycleGAN" and line.notes == ["gan.images = 400", ""]
+
+
 def test_gamma_means_nothing_where_alpha_is_0(tmp_path: Path) -> None:
     control = [row("cyclegan_matched", 0.3, alpha=0.0, gamma=gamma) for gamma in (10.0, 20.0)]
     (line,) = lines_of(tmp_path, control[:1], control[1:])

@@ -259,6 +259,24 @@ def test_results_are_means_over_seeds(tmp_path: Path) -> None:
     assert lines[2] == "cityscapes_val source_only - - - 25.0 1 synthia16"
 
 
+def test_results_of_other_settings_are_no_replicates(tmp_path: Path) -> None:
+    row = {"input": "cityscapes_val", "method": "finetuned_segmenter", "uint8": True, "labels": 14}
+    rates = {"1e-3": [0.3, 0.4], "1e-2": [0.1]}
+    rows = [
+        {**row, "classes": "three", "miou": miou, "settings": {"finetune_segmenter.rate": rate}}
+        for rate, mious in rates.items()
+        for miou in mious
+    ]
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text(json.dumps({"rows": rows}))
+    lines = [" ".join(line.split()) for line in status.results_table(tmp_path)]
+    head = "cityscapes_val finetuned_segmenter 14 - -"
+    assert lines[1:] == [
+        f"{head} 35.0 ± 7.1 2 three finetune_segmenter.rate=1e-3",
+        f"{head} 10.0 1 three finetune_segmenter.rate=1e-2",
+    ]
+
+
 def test_run_record_reads_back(tmp_path: Path) -> None:
     given = tiny_run(
         [{"gan.crop": [[64, 64]], "finetune.alpha": [0.0, 0.5]}],

@@ -40,6 +40,7 @@ _ROW_KEYS: dict[str, type | tuple[type, ...]] = {
     "labels": (int, NoneType),
     "alpha": (int, float, NoneType),
     "gamma": (int, float, NoneType),
+    "settings": (dict, NoneType),
 }
 
 

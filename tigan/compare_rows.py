@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tigan.report_nodes import METHODS, rank
+from tigan.report_nodes import METHODS, natural, rank
 from tigan.report_rows import INPUTS, SCRATCH, Stats, summarise
 from tigan.report_text import METHOD_NAMES, number
 
 Row = dict[str, Any]
-_SETTINGS = ("start", "labels", "alpha", "gamma")
+_SETTINGS = ("start", "labels", "alpha", "gamma", "swept")
 # What the images are called: results.json does not say whether they were rendered.
 INPUT_NAMES = dict(zip(INPUTS, ("synthetic val images", "real val images"), strict=True))
 
@@ -83,8 +83,8 @@ def _by_replicate(rows: Iterable[Row]) -> dict[tuple[Any, ...], float]:
 def table(runs: Sequence[Run]) -> list[Line]:
     """The lines of all runs: one for each input, method and number of labels.
 
-    A setting (start of f, alpha, gamma) of which any run has several values there sets lines
-    apart; else runs share a line though they differ in it. The start of f is told only in the
+    A setting (start of f, alpha, gamma, any other swept key) of which any run has several values
+    there sets lines apart; else runs share a line though they differ in it. The start of f is told only in the
     former case: else it is one for the whole run.
     """
     apart = _varied(runs)
@@ -112,6 +112,7 @@ def _settings(row: Row) -> dict[str, Any]:
         "alpha": alpha,
         # At alpha = 0 there is no task loss, so its scale means nothing.
         "gamma": row.get("gamma") if alpha else None,
+        "swept": ", ".join(f"{k} = {v}" for k, v in sorted((row.get("settings") or {}).items())),
     }
 
 
@@ -128,9 +129,10 @@ def _varied(runs: Sequence[Run]) -> set[str]:
 
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    name, method, labels, start, *rest = key
+    name, method, labels, start, *rest, swept = key
     numbers = [float(value or 0) for value in (labels, *rest)]
-    return (rank(INPUTS, name), rank(METHODS, method), method, start or "", *numbers)
+    place = (rank(INPUTS, name), rank(METHODS, method), method, start or "")
+    return (*place, *numbers, natural(swept or ""))
 
 
 def _line(rows: list[list[Row]], told: tuple[str, ...]) -> Line:
@@ -162,6 +164,8 @@ def _in_words(setting: str, value: Any) -> str:
         return "f from scratch" if value == SCRATCH else f"f started from {value}"
     if setting == "labels":
         return f"{value} labels"
+    if setting == "swept":
+        return str(value)
     # Spaces that no line is broken at.
     return f"{'α' if setting == 'alpha' else 'γ'}\u00a0=\u00a0{number(value)}"
 
@@ -221,6 +225,7 @@ def repeated(runs: Sequence[Run], lines: Sequence[Line]) -> list[str]:
                 found.append(
                     f"{run.name}: {line.title}{labels}, {INPUT_NAMES[line.input]}: {len(rows)} "
                     f"rows share {different} sets of seeds and draws. The run sweeps a setting "
-                    "which results.json does not tell; the mean is over its values too"
+                    "that its results.json, made by an older version, does not tell; the mean is "
+                    "over its values too (--stage report makes it anew)"
                 )
     return found

@@ -94,8 +94,12 @@ def summarise(values: Iterable[float | None]) -> Stats | None:
 
 
 def all_rows(nodes: Iterable[Node]) -> list[dict[str, Any]]:
-    """The rows of all finished evaluate nodes, method by method."""
-    return [row for node in sorted(nodes, key=node_order) for row in node.rows]
+    """The rows of all finished evaluate nodes, method by method, with their swept `settings`."""
+    return [
+        {**row, "settings": _settings(node)}
+        for node in sorted(nodes, key=node_order)
+        for row in node.rows
+    ]
 
 
 def group_rows(nodes: Iterable[Node], *, selection: bool = False) -> list[Group]:
