@@ -15,7 +15,7 @@ from pipeline.frozen import FrozenStage, InputRef, Launch, read_frozen_tree, wri
 from pipeline.hashing import pretrained_file, weights_digest
 from pipeline.nodes import STAGE_VERSION, STAGES, Graph, Node
 from pipeline.profiles import LocalProfile, Profile, find_mpiexec
-from pipeline.roots import label_problems, read_roots
+from pipeline.roots import label_problems, read_roots, selection_warnings
 from pipeline.stale import Found, State, decide
 from pipeline.sweep import Run
 
@@ -61,6 +61,7 @@ def make_plan(
         if not any(graph[n].stage == name for n in todo):
             plan.problems.append(f"--force {name}: --stage {stage} does not run {name}")
     plan.problems += label_problems(graph, todo, roots)
+    plan.warnings += selection_warnings(run.config, roots) if todo else []
     for kind, message in roots.trouble.items():
         if f"pack_{kind}" in todo:
             plan.problems.append(message)

@@ -1,5 +1,6 @@
 """The user's own data as a plan sees them: fingerprints, what is wrong, whether labels suffice."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,19 @@ def _list(roots: Roots, config: RunConfig, kind: str, root: str | None) -> None:
         roots.trouble[kind] = (
             f"{key}: {lacks}; complete it, or give --set data.subset=true if so many are meant"
         )
+
+
+def selection_warnings(config: RunConfig, roots: Roots) -> list[str]:
+    """A selection split that would hold nothing: choices could only be made on val."""
+    held = sum(int(n * config.selection_fraction) for n in roots.train_cities.values())
+    if not roots.train_cities or config.selection_fraction == 0 or held:
+        return []
+    most = max(roots.train_cities.values())
+    return [
+        f"selection_fraction: {config.selection_fraction} of each city holds out no image, as the "
+        f"largest has {most} train images, so there will be no scores to choose settings by; give "
+        f"{math.ceil(1000 / most) / 1000} or more, or 0 if that is meant"
+    ]
 
 
 def label_problems(graph: Graph, todo: Collection[str], roots: Roots) -> list[str]:

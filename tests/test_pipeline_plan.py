@@ -240,7 +240,8 @@ def test_too_few_images_are_a_problem_unless_they_are_meant(tmp_path: Path, phot
     (problem,) = plan(tiny_run(data=data, finetune__labels=1), tmp_path).problems
     assert problem.startswith(f"data.cityscapes_root: {photos}: labelled images: ")
     assert "2,975 in train, 500 in val" in problem and "--set data.subset=true" in problem
-    meant = plan(tiny_run(data=data | {"subset": True}, finetune__labels=1), tmp_path)
+    keys = {"data": data | {"subset": True}, "selection_fraction": 0.5}
+    meant = plan(tiny_run(**keys, finetune__labels=1), tmp_path)
     assert (meant.problems, meant.warnings) == ([], [])
     frozen = freeze(meant, meant.graph["pack_cityscapes"], PROFILE)
     assert read_frozen(frozen).launch.subset
@@ -304,7 +305,9 @@ def test_weights_file_that_is_gone_keeps_the_segmenter_made_from_it(tmp_path: Pa
     assert f"no file {weights}" in plan(run, run_dir).problems[0]
 
 
-def test_more_labels_than_are_left_are_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_more_labels_than_are_left_and_an_empty_selection_are_told(
+    tmp_path: Path,
+) -> None:
     for city, count in (("aachen", 15), ("bochum", 5)):
         for kind, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
             for split, number in (("train", count), ("val", 1)):
@@ -321,6 +324,11 @@ def test_more_labels_than_are_left_are_refused_before_anything_runs(tmp_path: Pa
 
     assert found(16) == [] and found("all") == []
     assert "finetune.labels: 17 asked for, but only 16 train images are left" in found(17)[0]
+    # A share of less than one image of the largest city holds out nothing.
+    for fraction, words in ((0.2, []), (0.06, ["no image", "15 train images"]), (0.0, [])):
+        run = tiny_run([{}], **(keys | {"selection_fraction": fraction}))
+        lines = [text for text in plan(run, tmp_path / "run").warnings if "selection_" in text]
+        assert len(lines) == bool(words) and all(word in lines[0] for word in words)
 
 
 def test_unknown_stage_lists_the_stages(tmp_path: Path) -> None:

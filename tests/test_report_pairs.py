@@ -130,6 +130,37 @@ def test_gains_by_number_of_labels(tmp_path: Path) -> None:
     assert [(g.labels, g.stats.n) for g in curve] == [(14, 2), (29, 2)]
 
 
+def test_gains_are_against_the_baseline_at_its_own_base_settings(tmp_path: Path) -> None:
+    """Of a sweep over the baseline's settings, bad ones are no partners."""
+    for draw in range(2):
+        tail = f",finetune.draw={draw}" if draw else ""
+        scored(tmp_path, f"task_informed{tail}", INFORMED, 0, 0.30 + draw / 100, draw=draw)
+        for rate, miou in (("", 0.33), (",finetune_segmenter.learning_rate=0.01", 0.10)):
+            point = f"finetuned_segmenter{tail}{rate}"
+            scored(tmp_path, point, "finetuned_segmenter", 0, miou, draw=draw)
+    groups, _ = both_groups(tmp_path)
+    (gain,) = gains(groups, INFORMED, "finetuned_segmenter")
+    assert (gain.base.mean, gain.change.mean) == pytest.approx((0.33, -0.025))
+    (block,) = gain_table(groups)
+    assert block["title"].endswith("against f itself finetuned on the same labels")
+    swept = [g for g in groups if g.method != "finetuned_segmenter" or g.settings]
+    (block,) = gain_table(swept)
+    assert block["title"].endswith("labels (finetune_segmenter.learning_rate = 0.01)")
+
+
+def test_interval_says_what_it_is_about_where_draws_have_unequal_numbers(tmp_path: Path) -> None:
+    for draw, seed, gain in ((0, 0, 0.1), (0, 1, 0.1), (0, 2, 0.1), (1, 0, 0.04), (2, 0, 0.05)):
+        tail = f",finetune.draw={draw},finetune.seed={seed}"
+        changes = {"draw": draw, "seeds": {"segmenter": 0, "gan": 0, "finetune": seed}}
+        scored(tmp_path, f"{CONTROL},finetune.alpha=0.0{tail}", CONTROL, 0, 0.2, **changes)
+        scored(tmp_path, f"{INFORMED}{tail}", INFORMED, 0, 0.2 + gain, **changes)
+    groups, _ = both_groups(tmp_path)
+    (block,) = gain_table(groups)
+    (line,) = block["lines"]
+    assert (line["change"], line["independent"]) == ("+7.8 ± 3.0", 3)
+    assert line["interval"].endswith(" (about +6.3)")
+
+
 def test_class_gains_are_paired_and_sorted(tmp_path: Path) -> None:
     changes = {"car": (0.10, 0.20), "road": (-0.05, -0.05), "sky": (0.30, None)}
     for seed in (0, 1):

@@ -8,6 +8,7 @@ from report_runs import (
     CLASSES,
     LABELLED,
     METHODS,
+    NAMES,
     evaluated,
     finish,
     found,
@@ -21,8 +22,8 @@ from data_prep.config import load_class_set
 from data_prep.shards import PackedSplit
 from tigan.report_nodes import Node, read_node, read_nodes
 from tigan.report_pairs import difference, differences, members_of
-from tigan.report_rows import INPUTS, Group, group_rows, headline, headlines, summarise
-from tigan.report_summary import summary
+from tigan.report_rows import INPUTS, REAL, Group, group_rows, headline, headlines, summarise
+from tigan.report_summary import conditions, summary
 from tigan.report_tables import (
     MOST_COLUMNS,
     MOST_LINES,
@@ -186,6 +187,43 @@ def test_comparison_is_at_the_labels_of_the_task_informed_headline(tmp_path: Pat
         "all real labels 50.0 %."
     ) in text
     assert "32.9 % after CycleGAN with the same extra steps" in text
+
+
+def test_control_of_other_labels_is_not_put_beside_the_task_informed_result(tmp_path: Path) -> None:
+    scored(tmp_path, "task_informed", "task_informed", 0, 0.31)
+    point = "cyclegan_matched,finetune.alpha=0.0,finetune.labels=297"
+    scored(tmp_path, point, "cyclegan_matched", 0, 0.25, labels=297)
+    text = summary(groups_of(tmp_path), input_names([]))
+    assert "(not finished) after CycleGAN with the same extra steps" in text and "25.0" not in text
+
+
+def test_differences_say_how_many_have_a_partner(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        tail = f",gan.seed={seed}" if seed else ""
+        scored(tmp_path, f"task_informed{tail}", "task_informed", seed, 0.3)
+    scored(tmp_path, "cyclegan_matched,finetune.alpha=0.0", "cyclegan_matched", 0, 0.2)
+    control, informed = methods_table(groups_of(tmp_path), input_names([]))["main"][0]["lines"]
+    assert (informed["n"], informed["change"], informed["base"]) == (2, "+10.0", "control (1 of 2)")
+    assert control["base"] == ""
+
+
+def test_unequal_numbers_of_classes_are_said(tmp_path: Path) -> None:
+    scored(tmp_path, "source_only", "source_only", 0, 0.2)
+    classes = load_class_set(CLASSES)
+    groups = groups_of(tmp_path)
+    assert not any("means over" in line for line in conditions(groups, classes, input_names([])))
+    every = dict.fromkeys(NAMES, 0.3)
+    scored(tmp_path, "oracle", "oracle", 0, 0.5, per_class=every)
+    found = conditions(groups_of(tmp_path), classes, input_names([]))
+    assert sum("the rows are means over 10 to 11 classes" in line for line in found) == 2
+
+
+def test_both_without_a_task_loss_is_of_the_controls_images(tmp_path: Path) -> None:
+    for alpha in (0.0, 0.5):
+        scored(tmp_path, f"both,finetune.alpha={alpha}", "both", 0, 0.3, alpha=alpha)
+    names = {g.alpha: method_name(g) for g in groups_of(tmp_path) if g.input == REAL}
+    assert names[0.0] == "both: the control's images (α = 0), f finetuned on them"
+    assert names[0.5] == "both: task-informed images, f finetuned on them"
 
 
 def test_summary_names_what_is_pending_and_nothing_that_was_not_asked_for(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tigan.report_nodes import METHODS, natural, rank
-from tigan.report_rows import INPUTS, SCRATCH, Stats, summarise
+from tigan.report_rows import CONTROL, INPUTS, SCRATCH, Stats, summarise
 from tigan.report_text import METHOD_NAMES, number
 
 Row = dict[str, Any]
@@ -84,8 +84,8 @@ def table(runs: Sequence[Run]) -> list[Line]:
     """The lines of all runs: one for each input, method and number of labels.
 
     A setting (start of f, alpha, gamma, any other swept key) of which any run has several values
-    there sets lines apart; else runs share a line though they differ in it. The start of f is told only in the
-    former case: else it is one for the whole run.
+    there sets lines apart; else runs share a line though they differ in it. The start of f is told
+    only in the former case: else it is one for the whole run.
     """
     apart = _varied(runs)
     told = tuple(name for name in _SETTINGS if name != "start" or name in apart)
@@ -109,7 +109,8 @@ def _settings(row: Row) -> dict[str, Any]:
     return {
         "start": str(row.get("segmenter", SCRATCH)),
         "labels": row.get("labels") if row["method"] == "oracle" else None,
-        "alpha": alpha,
+        # The control's name says it.
+        "alpha": None if row["method"] == CONTROL else alpha,
         # At alpha = 0 there is no task loss, so its scale means nothing.
         "gamma": row.get("gamma") if alpha else None,
         "swept": ", ".join(f"{k} = {v}" for k, v in sorted((row.get("settings") or {}).items())),
@@ -157,8 +158,8 @@ def _method(name: str) -> str:
 
 
 def _in_words(setting: str, value: Any) -> str:
-    """'α = 0.5'; empty where there is no value, or where the method's name says it."""
-    if value is None or (setting == "alpha" and not value):
+    """'α = 0.5'; empty where there is no value."""
+    if value is None:
         return ""
     if setting == "start":
         return "f from scratch" if value == SCRATCH else f"f started from {value}"

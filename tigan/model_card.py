@@ -208,8 +208,9 @@ def _choice(group: Group, evaluated: Node, groups: list[Group]) -> str:
     )
     others = sum(len(one.members) for one in groups if one.method == INFORMED and one.input == REAL)
     return (
-        f"The settings are those that the run was started with ({report_text.weights_name(group)}, "
-        f"{group.labels} labelled images), not the best of a sweep; choices can be made on "
+        "The settings are those with the fewest keys changed from the run config "
+        f"({report_text.weights_name(group)}, {group.labels} labelled images), not the best of a "
+        "sweep; choices can be made on "
         f"{held_out}, never on val. Of {others} task-informed replicates on val the card is of the "
         f"first at these settings, not of the best; its own mIoU is "
         f"{report_text.percent(group.members[0].miou)} %. Of its training the last checkpoint "
@@ -225,7 +226,9 @@ def _loading(evaluated: Node) -> str:
         f"        --evaluate '{evaluated.name}'\n\n"
         "then, anywhere with a PyTorch not older than the one that wrote them:\n\n"
         f"```python\n{LOAD}```\n\n"
-        "With it, `python -m tigan.translate --run RUN_DIR IN_DIR OUT_DIR` does whole folders. "
+        "With it, whole folders:\n\n"
+        "    python -m tigan.translate --run RUN_DIR IN_DIR OUT_DIR \\\n"
+        f"        --translator '{_input(evaluated, 'translator')}'\n\n"
         f"`{TRANSLATOR_WEIGHTS}` itself is read by `torch.load(path, weights_only=True)`: "
         "`['config']` is the configuration below, `['states']['to_synthetic']` the state dict of "
         "G_S, a `tigan.networks.Generator`."

@@ -228,7 +228,7 @@ def _panels(
     for line in lines:
         uris = {key: _data_uri(png, "image/png") for key, png in line["pictures"].items()}
         line["pictures"] = uris
-    return lines, [node.name for node in (*chosen.values(), control)]
+    return lines, [node.name for node in chosen.values()]
 
 
 def _svg_uri(svg: str) -> str:

@@ -215,8 +215,8 @@ def statements(
     if front is not None:
         found.append(
             f"The lines that stand for the task-informed method have "
-            f"{_named(_weights(front))}: the run config's values, or those nearest to them, "
-            "whatever their score."
+            f"{_named(_weights(front))}: of what was run, the fewest keys changed from the run "
+            "config, whatever the score."
         )
     return found
 

@@ -84,7 +84,11 @@ def _is_partner(member: Member, other: Member) -> bool:
 
 
 def _owners(member: Member) -> tuple[str, ...]:
-    return _OWNERS.get(str(member.row["method"]), ("segmenter", "gan", "finetune"))
+    return _owners_of(str(member.row["method"]))
+
+
+def _owners_of(method: str) -> tuple[str, ...]:
+    return _OWNERS.get(method, ("segmenter", "gan", "finetune"))
 
 
 def difference(member: Member, candidates: Iterable[Member]) -> float | None:
@@ -103,10 +107,32 @@ def differences(
 ) -> list[float | None]:
     """Of every replicate: its mIoU less that of its partners; None without any.
 
-    The partners are of the method `base`; where it is not given, of the one in BASES.
+    The partners are of the method `base`; where it is not given, of the one in BASES. They have
+    the `base_settings`.
     """
-    candidates = members_of(groups, base or BASES.get(group.method, ""))
+    base = base or BASES.get(group.method, "")
+    wanted = base_settings(groups, group.method, base)
+    alike = [g for g in groups if _not_shared(g, group.method) == wanted]
+    candidates = members_of(alike, base)
     return [difference(member, candidates) for member in group.members]
+
+
+def base_settings(groups: Iterable[Group], method: str, base: str) -> dict[str, str]:
+    """The swept settings of `base` that `method` has no part in: those of the headline of `base`.
+
+    At any others, however bad, its replicates would be partners as well.
+    """
+    front = headline(groups, base)
+    return _not_shared(front, method) if front else {}
+
+
+def _not_shared(group: Group, method: str) -> dict[str, str]:
+    """The group's settings of stages that `method` does not hang on."""
+    return {
+        key: value
+        for key, value in group.settings.items()
+        if key.partition(".")[0] not in _owners_of(method)
+    }
 
 
 def gains(groups: Sequence[Group], method: str, base: str) -> list[Gain]:

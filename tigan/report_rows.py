@@ -214,7 +214,7 @@ def _number_order(value: float | str | None) -> tuple[bool, float, list[Any]]:
 
 
 def headline(groups: Iterable[Group], method: str, name: str = REAL) -> Group | None:
-    """The group that stands for a method: the one nearest to the base settings.
+    """The group that stands for a method: the fewest keys changed; of equals the first.
 
     It is not the best one: choosing by the reported val images would flatter the method.
     """

@@ -26,6 +26,9 @@ def summary(groups: list[Group], names: dict[str, str]) -> str:
     source, synthetic = headline(groups, "source_only"), headline(groups, "source_only", INPUTS[0])
     informed = headline(groups, INFORMED)
     labels = informed.labels if informed else None
+    control = _at_labels(groups, CONTROL, labels)
+    if informed and control and control.labels != labels:
+        control = None  # no fair one: with other images
     parts = []
     if synthetic is not None:
         parts.append(
@@ -40,7 +43,7 @@ def summary(groups: list[Group], names: dict[str, str]) -> str:
             ("cyclegan", headline(groups, "cyclegan"), "after CycleGAN"),
             (
                 CONTROL,
-                _at_labels(groups, CONTROL, labels),
+                control,
                 "after CycleGAN with the same extra steps but no task loss (the matched control)",
             ),
             (
@@ -97,7 +100,7 @@ def _gain(groups: list[Group], informed: Group | None) -> str:
     as_of = f", of {independent} independent values," if independent < count else ""
     return text + (
         f"(mean ± standard deviation over n = {count} replicates; {100 * CONFIDENCE:.0f} % "
-        f"confidence interval of the mean{as_of} {ends(found[0].interval)})"
+        f"confidence interval of the mean{as_of} {ends(found[0].interval, found[0].change.mean)})"
     )
 
 
@@ -126,7 +129,21 @@ def conditions(groups: list[Group], classes: ClassSet, names: dict[str, str]) ->
         "Translated images are rounded to 8 bits, as an image file would be, before f sees them; "
         "the last column gives the score without that rounding.",
     ]
-    return found + _segmenters(groups)
+    return found + _class_counts(groups, names) + _segmenters(groups)
+
+
+def _class_counts(groups: list[Group], names: dict[str, str]) -> list[str]:
+    """Where rows of the same images are means over unequal numbers of classes; [] elsewhere."""
+    found = []
+    for name in INPUTS:
+        rows = [m.row["per_class"] for g in groups if g.input == name for m in g.members]
+        counts = {sum(iou is not None for iou in row.values()) for row in rows}
+        if len(counts) > 1:
+            found.append(
+                f"On {names[name]} the rows are means over {min(counts)} to {max(counts)} classes: "
+                "a class that does not occur there counts, as 0, in the rows that predict it."
+            )
+    return found
 
 
 def _segmenters(groups: list[Group]) -> list[str]:

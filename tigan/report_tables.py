@@ -7,7 +7,7 @@ from data_prep.config import ClassSet
 from data_prep.labels import class_shares
 from data_prep.shards import PackedSplit
 from tigan.report_nodes import Node
-from tigan.report_pairs import BASES, differences, gains
+from tigan.report_pairs import BASES, base_settings, differences, gains
 from tigan.report_rows import (
     CONTROL,
     INFORMED,
@@ -110,6 +110,9 @@ def _blocks(lines: list[tuple[Group, dict[str, Any]]], names: dict[str, str]) ->
 
 def _method_line(group: Group, groups: list[Group]) -> dict[str, Any]:
     change = summarise(differences(group, groups))
+    base = BASE_NAMES[BASES[group.method]] if change else ""
+    if change and change.n < len(group.members):
+        base += f" ({change.n} of {len(group.members)})"
     return {
         "method": method_name(group),
         "kind": group.method,
@@ -120,7 +123,7 @@ def _method_line(group: Group, groups: list[Group]) -> dict[str, Any]:
         "n": len(group.members),
         "pending": group.pending,
         "change": signed_spread(change),
-        "base": BASE_NAMES[BASES[group.method]] if change else "",
+        "base": base,
         "float": spread(summarise(member.without_uint8 for member in group.members)),
     }
 
@@ -170,13 +173,14 @@ def gain_table(groups: list[Group]) -> list[dict[str, Any]]:
                 "base": spread(gain.base),
                 "method": spread(gain.method),
                 "change": signed_spread(gain.change),
-                "interval": ends(gain.interval),
+                "interval": ends(gain.interval, gain.change.mean),
             }
             for gain in gains(groups, method, base)
         ]
         front = headline(groups, method)
         if lines and front is not None:
-            title = f"{name} ({weights_name(front)}) against {base_name}"
+            at = ", ".join(f"{k} = {v}" for k, v in base_settings(groups, method, base).items())
+            title = f"{name} ({weights_name(front)}) against {base_name}{at and f' ({at})'}"
             blocks.append({"title": title, "lines": lines})
     return blocks
 

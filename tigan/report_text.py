@@ -1,5 +1,7 @@
 """Numbers and names as the report writes them."""
 
+import math
+
 from data_prep.config import ClassSet
 from data_prep.listing import PUBLISHED_COUNTS, SourceKind
 from data_prep.shards import PackedSplit
@@ -51,9 +53,16 @@ def _deviation(stats: Stats) -> str:
     return "" if stats.deviation is None else f" ± {100 * stats.deviation:.1f}"
 
 
-def ends(interval: tuple[float, float] | None) -> str:
-    """An interval in percentage points: '+1.2 to +4.8'; a dash for None."""
-    return "–" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
+def ends(interval: tuple[float, float] | None, mean: float) -> str:
+    """An interval in percentage points: '+1.2 to +4.8'; a dash for None.
+
+    Where it is not about the `mean` that stands beside it, it says what it is about.
+    """
+    if interval is None:
+        return "–"
+    centre = sum(interval) / 2
+    about = "" if math.isclose(centre, mean, abs_tol=1e-9) else f" (about {points(centre)})"
+    return f"{points(interval[0])} to {points(interval[1])}{about}"
 
 
 def number(value: float | str | None) -> str | None:
@@ -118,6 +127,8 @@ def axis_name(classes: ClassSet, what: str = "mIoU (%)") -> str:
 def method_name(group: Group) -> str:
     """The method in words, with the start of f and the swept settings that have no column."""
     name = METHOD_NAMES.get(group.method, group.method.replace("_", " "))
+    if group.method == "both" and group.alpha == 0:
+        name = name.replace("task-informed images", "the control's images (α = 0)")
     start = [] if group.start == SCRATCH else [f"f started from {group.start}"]
     return ", ".join([name, *start, *(f"{k} = {v}" for k, v in group.settings.items())])
 
