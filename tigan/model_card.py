@@ -226,7 +226,7 @@ def _loading(evaluated: Node) -> str:
         f"        --evaluate '{evaluated.name}'\n\n"
         "then, anywhere with a PyTorch not older than the one that wrote them:\n\n"
         f"```python\n{LOAD}```\n\n"
-        "With it, whole folders:\n\n"
+        "With this project's code, whole folders:\n\n"
         "    python -m tigan.translate --run RUN_DIR IN_DIR OUT_DIR \\\n"
         f"        --translator '{_input(evaluated, 'translator')}'\n\n"
         f"`{TRANSLATOR_WEIGHTS}` itself is read by `torch.load(path, weights_only=True)`: "
