@@ -1,6 +1,8 @@
 """Stop after k images, start again: bit for bit the straight run, pools and noise included."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +131,20 @@ def test_resumed_is_straight_bit_for_bit(
     assert logged(straight) == logged(broken)
 
 
+def test_stop_at_the_last_step_does_not_lose_the_last_curve_point(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    science = finetune_science()
+    straight, broken = (job(tmp_path / part, science, inputs) for part in ("straight", "broken"))
+    assert run_to_the_end(finetune.run, straight) == 0
+    steps = science.finetune.images // science.finetune.batch_size
+    stop_at(monkeypatch, steps)
+    assert run_to_the_end(finetune.run, broken) == 1
+    assert same_state(weights(straight.stage_dir), weights(broken.stage_dir))
+    points = [line[0] for line in logged(broken) if line[1] == "curve"]
+    assert points[-1] == science.finetune.images and logged(straight) == logged(broken)
+
+
 def test_work_after_the_last_checkpoint_is_done_again_exactly(
     tmp_path: Path, inputs: dict[str, Path]
 ) -> None:
@@ -162,14 +178,45 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
 
 def test_damaged_newer_checkpoints_do_not_push_out_the_new_one(tmp_path: Path) -> None:
     token = checkpoint.claim(tmp_path)
+    for images in (200, 300, 400):
+        checkpoint.save(tmp_path, token, images, {}, {}, keep=3)
+    for images in (300, 400):
+        (tmp_path / "checkpoints" / f"{images:010d}" / "state.pt").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged"):
+        found = checkpoint.latest(tmp_path)
+    assert found is not None and int(found.name) == 200
+    checkpoint.save(tmp_path, token, 250, {}, {}, keep=2)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and int(found.name) == 250
+
+
+def test_checkpoints_that_are_all_damaged_are_kept_and_told(tmp_path: Path) -> None:
+    """To begin anew would remove what is left of them."""
+    token = checkpoint.claim(tmp_path)
     for images in (300, 400):
         checkpoint.save(tmp_path, token, images, {}, {}, keep=2)
         (tmp_path / "checkpoints" / f"{images:010d}" / "state.pt").write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="damaged"):
-        assert checkpoint.latest(tmp_path) is None
-    checkpoint.save(tmp_path, token, 100, {}, {}, keep=2)
-    found = checkpoint.latest(tmp_path)
-    assert found is not None and int(found.name) == 100
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError) as caught:
+        checkpoint.latest(tmp_path)
+    assert f"{tmp_path / 'checkpoints'}: all 2 checkpoints are damaged" in str(caught.value)
+    assert "move that folder away" in str(caught.value)
+
+
+def test_checkpoint_that_cannot_be_read_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of the file system that is away for a minute must not cost the newest state."""
+    token = checkpoint.claim(tmp_path)
+    checkpoint.save(tmp_path, token, 300, {}, {}, keep=2)
+
+    def away(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(checkpoint, "file_digest", away)
+    with pytest.raises(OSError, match="state.pt|rank000.pt"):
+        checkpoint.latest(tmp_path)
+    monkeypatch.undo()
+    assert checkpoint.latest(tmp_path) is not None
 
 
 def test_two_checkpoints_are_kept_and_unfinished_ones_cleared(

@@ -111,34 +111,52 @@ def _prune(stage_dir: Path, images: int, keep: int) -> None:
 
 
 def is_valid(folder: Path) -> bool:
-    """Whether every file that the manifest names is there with the recorded digest."""
+    """Whether every file that the manifest names is there with the recorded digest.
+
+    Raises OSError where a file is there and cannot be read now: that is no damage.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return all(
             file_digest(folder / name) == digest for name, digest in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, AttributeError):
         return False
 
 
 def latest(stage_dir: Path) -> Path | None:
-    """The newest valid checkpoint, the same on every rank. A collective.
+    """The newest valid checkpoint, the same on every rank; None where none was made. A collective.
 
-    Rank 0 picks and broadcasts it: file systems show different views to different nodes.
+    Rank 0 picks and broadcasts it: file systems show different views to different nodes. Raises
+    ValueError where there are checkpoints and all are damaged (to begin anew would remove what is
+    left of days of work), OSError where they cannot be read now.
     """
     choice = None
     if distributed.group().is_first:
-        for folder in _complete(stage_dir):
-            if is_valid(folder):
-                choice = (str(folder), file_digest(folder / "manifest.json"))
-                break
-            warnings.warn(f"{folder}: damaged checkpoint; the one before it is used", stacklevel=2)
+        folder = _newest_valid(stage_dir)
+        choice = folder and (str(folder), file_digest(folder / "manifest.json"))
     choice = distributed.broadcast_object(choice)
     if choice is None:
         return None
     folder = Path(choice[0])
     _wait_for_view(folder / "manifest.json", choice[1])
     return folder
+
+
+def _newest_valid(stage_dir: Path) -> Path | None:
+    """As `latest`, on one rank."""
+    complete = _complete(stage_dir)
+    for folder in complete:
+        if is_valid(folder):
+            return folder
+        warnings.warn(f"{folder}: damaged checkpoint; the one before it is used", stacklevel=3)
+    if complete:
+        raise ValueError(
+            f"{stage_dir / 'checkpoints'}: all {len(complete)} checkpoints are damaged (a file is "
+            "missing, or not the one that was written); put them back, or move that folder away to "
+            "begin this stage anew"
+        )
+    return None
 
 
 def _wait_for_view(manifest: Path, digest: str) -> None:

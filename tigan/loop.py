@@ -50,7 +50,8 @@ class Fitted:
 def fit(training: Training, job: StageJob) -> Fitted:
     """Train to the end from the newest checkpoint in `job.stage_dir`.
 
-    Raises `preemption.Preempted` after a signal, once the state is saved.
+    Raises `preemption.Preempted` after a signal, once the state is saved: after the last step, too,
+    for the last curve point is then still to be measured.
     """
     launch = job.training
     token = checkpoint.claim(job.stage_dir)
@@ -72,10 +73,10 @@ def fit(training: Training, job: StageJob) -> Fitted:
         if due and images != saved_at:
             _save(training, job, token, images, log.seconds)
             saved_at = images
-        if finished:
-            break
         if stop:
             raise preemption.Preempted
+        if finished:
+            break
         after = images + training.batch_size
         detailed = (
             images == 0 or after >= training.images or _passes(training, after, launch.log_images)
