@@ -26,6 +26,9 @@ from pipeline.stopping import EXIT_PREEMPTED, ignore_signals
 
 _TRIES = 5
 _TRY_EVERY_S = 5.0
+# Slurm's controller may be away for minutes, and without its word nothing can be decided. What
+# time there is ends with the job: Slurm ends this script too.
+_ASKS = 60
 _WAIT_FOR_END_S = 120.0
 _WAIT_FOR_DRIVER_S = 300.0
 # Slurm's words for a job that nobody has ended: a signal or a change may be on its way to it.
@@ -110,11 +113,14 @@ def _look_at(stage_dir: Path, name: str, science_hash: str, attempt: int) -> Sta
     record = read_done(stage_dir, science_hash)
     # A report is made anew in its place, where the record of the one before lies all the while.
     is_old = record is not None and record.stage == "report" and state.get("state") != "done"
+    may_retry = bool(state.get("may_retry", True))
+    # It refused to run, as on inputs that were made anew: what lies there is of other ones.
+    is_refused = state.get("state") == "failed" and not may_retry
     return Stage(
         name=name,
-        is_done=record is not None and not is_old,
+        is_done=record is not None and not is_old and not is_refused,
         state=str(state.get("state", "")),
-        may_retry=bool(state.get("may_retry", True)),
+        may_retry=may_retry,
         sick_nodes=tuple(state.get("sick_nodes", ())),
     )
 
@@ -128,7 +134,7 @@ def main(arguments: list[str]) -> int:
     run_dir, stages, limits = _submitted() if os.environ.get("TIGAN_BATCH") else _by_hand()
     log = paths.requeues(run_dir, job)
     before = log.read_text(encoding="utf-8").split() if log.is_file() else []
-    state = _job_state(job, _TRIES)
+    state = _job_state(job, _ASKS)
     verdict = judge(code, stages, state, before, limits)
     print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {verdict.message}", flush=True)
     if verdict.requeue is None:
@@ -166,8 +172,7 @@ def _by_hand() -> tuple[Path, list[Stage], Mapping[Why, int]]:
     stage_dir = Path(os.environ["TIGAN_STAGE_DIR"])
     frozen = read_frozen(stage_dir)
     name = paths.node_name(frozen.stage, frozen.point)
-    attempt = max(1, progress.attempts(stage_dir))
-    stage = _look_at(stage_dir, name, frozen.science_hash, attempt)
+    stage = _look_at(stage_dir, name, frozen.science_hash, progress.own_attempt(stage_dir))
     return paths.run_dir_of(stage_dir, frozen.point), [stage], _LIMITS_BY_HAND
 
 
@@ -176,11 +181,19 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _job_state(job: str, tries: int = 1) -> str:
-    """The JobState of `scontrol show job`; UNKNOWN where Slurm does not answer."""
+def _job_state(job: str, tries: int) -> str:
+    """The JobState of `scontrol show job`; UNKNOWN where Slurm does not answer.
+
+    STARTED_AGAIN where the job is, but not this start of it: one whose node Slurm had lost lives
+    on beside the next, which has the same id and must be left alone.
+    """
     for attempt in range(tries):
         try:
-            found = re.search(r"JobState=(\w+)", _scontrol("show", "job", job))
+            shown = _scontrol("show", "job", job)
+            restarts = re.search(r"Restarts=(\d+)", shown)
+            if restarts and int(restarts.group(1)) > _restarts():
+                return "STARTED_AGAIN"
+            found = re.search(r"JobState=(\w+)", shown)
             return found.group(1) if found else "UNKNOWN"
         except (OSError, subprocess.SubprocessError) as error:
             print(f"scontrol show job {job}: {_said(error)}", flush=True)
@@ -200,7 +213,7 @@ def _requeue(job: str, exclude: Sequence[str]) -> bool:
         if attempt < _TRIES - 1:
             time.sleep(_TRY_EVERY_S)
         # Requeued by the end of the grace time, or cancelled meanwhile: not ours any more.
-        if _job_state(job) not in (*_STILL_RUNNING, "UNKNOWN"):
+        if _job_state(job, _ASKS) not in (*_STILL_RUNNING, "UNKNOWN"):
             break
     else:
         return False

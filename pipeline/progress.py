@@ -50,10 +50,10 @@ def note_started(stage_dir: Path, pid: int) -> None:
 def state_of_attempt(stage_dir: Path) -> dict[str, Any]:
     """`state.json` where it is of the present attempt; else empty."""
     content = read_state(stage_dir)
-    return content if content.get("attempt") == _own_attempt(stage_dir) else {}
+    return content if content.get("attempt") == own_attempt(stage_dir) else {}
 
 
-def _own_attempt(stage_dir: Path) -> int:
+def own_attempt(stage_dir: Path) -> int:
     """The number of the present attempt; a Slurm job knows it before its first log is there."""
     return int(os.environ.get("TIGAN_ATTEMPT", 0)) or max(1, attempts(stage_dir))
 
@@ -61,7 +61,7 @@ def _own_attempt(stage_dir: Path) -> int:
 def _write_state(stage_dir: Path, state: StageState, message: str, process: dict[str, Any]) -> None:
     content = {
         "state": state,
-        "attempt": _own_attempt(stage_dir),
+        "attempt": own_attempt(stage_dir),
         "message": message,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **process,

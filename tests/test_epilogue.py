@@ -304,7 +304,31 @@ def test_requeue_that_works_on_the_third_try_is_enough(job: Job, commands: Comma
 def test_silent_scheduler_is_asked_again_and_then_left_alone(job: Job, commands: Commands) -> None:
     commands.add("scontrol", '[ "$1" = show ] && exit 1')
     assert epilogue.main(["1"]) == 1  # it may be that the job was cancelled
-    assert commands.calls("scontrol") == ["show job 104"] * 5
+    assert commands.calls("scontrol") == ["show job 104"] * epilogue._ASKS
+
+
+def test_controller_that_is_away_for_a_minute_ends_no_chain(job: Job, commands: Commands) -> None:
+    away = '[ "$(grep -c . "$0.calls")" -lt 20 ] && exit 1'
+    commands.add("scontrol", away, says=shown())
+    assert epilogue.main(["1"]) == 75
+    assert commands.calls("scontrol")[-1] == "requeue 104"
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_start_of_a_lost_node_leaves_the_next_one_alone(
+    chain: Job, commands: Commands, monkeypatch: pytest.MonkeyPatch, *, spent: bool
+) -> None:
+    """It lives on without a daemon; the job that Slurm says is running is its successor."""
+    chain.begin("gan/gan.seed=1", attempts=2)
+    if spent:
+        log = paths.requeues(chain.run_dir, os.environ["TIGAN_JOB"])
+        log.write_text("died\n")
+    commands.add("scontrol", says=shown().replace("Restarts=0", "Restarts=1"))
+    assert epilogue.main(["1"]) == 1
+    assert [call.partition(" ")[0] for call in commands.calls("scontrol")] == ["show"]
+    assert commands.calls("scancel") == []
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert epilogue.main(["1"]) == (1 if spent else 75)
 
 
 def test_job_that_is_cancelled_between_two_tries_stays_cancelled(
@@ -449,6 +473,10 @@ def test_stage_by_hand_is_judged_by_its_frozen_config(
     assert epilogue.main(["0"]) == 1
     finish(plan, node)
     assert epilogue.main(["1"]) == 0
+    # Inputs that were made anew since: it refuses to run, and what lies there is of the old ones.
+    message = "its input was made anew"
+    progress.write_state(tmp_path / "r" / node.name, "failed", message, may_retry=False)
+    assert epilogue.main(["1"]) == 1
 
 
 # Slurm gives the last element of an array the array's own number as its SLURM_JOB_ID, and takes

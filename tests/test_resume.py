@@ -213,7 +213,7 @@ def test_checkpoint_that_cannot_be_read_now_is_not_damaged(
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     monkeypatch.setattr(checkpoint, "file_digest", away)
-    with pytest.raises(OSError, match="state.pt|rank000.pt"):
+    with pytest.raises(OSError, match="Input/output error"):
         checkpoint.latest(tmp_path)
     monkeypatch.undo()
     assert checkpoint.latest(tmp_path) is not None
