@@ -54,10 +54,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file of ours; empty where it is missing or damaged."""
+def read_json(path: Path, *, must_read: bool = False) -> dict[str, Any]:
+    """A small JSON file of ours; empty where it is missing or damaged.
+
+    With `must_read`, for where an empty answer would have work done again: raises OSError where
+    the file is there, but cannot be read now.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
+        return {}
+    except OSError:
+        if must_read:
+            raise
         return {}
     return value if isinstance(value, dict) else {}

@@ -28,7 +28,7 @@ def exclusive(
     path.parent.mkdir(parents=True, exist_ok=True)
     own = {**identity(), "token": uuid.uuid4().hex}
     while not _try_create(path, own):
-        holder = read_json(path)
+        holder = read_json(path, must_read=True)
         if holder and is_held(holder):
             raise refused(holder)
         _remove_stale(path, holder)

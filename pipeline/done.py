@@ -82,11 +82,14 @@ def write_done(stage_dir: Path, record: DoneRecord) -> None:
 
 
 def load_done(stage_dir: Path) -> DoneRecord | None:
-    """`done.json` as it stands; None where it is missing or not readable."""
+    """`done.json` as it stands; None where it is missing or damaged.
+
+    Raises OSError where it is there, but cannot be read now: the stage is not to be made anew.
+    """
     try:
         text = (stage_dir / paths.DONE).read_text(encoding="utf-8")
         return DoneRecord.model_validate_json(text)
-    except (OSError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, ValidationError):
         return None
 
 
@@ -104,7 +107,7 @@ def read_done(stage_dir: Path, expected_hash: str) -> DoneRecord | None:
     try:
         if all(_size(stage_dir / name) == out.size for name, out in record.outputs.items()):
             return record
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     return None
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +27,8 @@ from pipeline.sweep import Run, expand, load_run
 
 _FOLLOW_EVERY_S = 5.0
 _FOLLOW_SLURM_EVERY_S = 30.0  # every reading asks the scheduler of many
+_MOST_SILENT = 20  # readings in a row: a controller may be away for minutes
+_FAILED = ("failed", "ended", "blocked")
 _LOG_LINES = 15
 
 
@@ -45,8 +48,8 @@ def run_stages(args: argparse.Namespace) -> int:
             if isinstance(profile, LocalProfile):
                 return _run_plan(plan, run, profile)
             code = _submit(plan, run, profile, _account(args, profile))
-    except (ConfigError, lock.LockError, slurm.SlurmError) as error:
-        return _refuse(str(error))
+    except (ConfigError, lock.LockError, slurm.SlurmError, OSError) as error:
+        return _refuse(_told(error))
     return show_status(args) if args.follow and code == 0 else code
 
 
@@ -67,6 +70,14 @@ def _refuse(message: str) -> int:
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
     return 2
+
+
+def _told(error: Exception) -> str:
+    """An error's message; of the system's errors the file, and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        advice = "correct that, or give the command again when the file system answers"
+        return f"{error.filename}: {error.strerror}; {advice}"
+    return str(error)
 
 
 def _dry_run(plan: Plan, profile: LocalProfile) -> int:
@@ -255,23 +266,30 @@ def _known_run(args: argparse.Namespace) -> tuple[Run, Path]:
 
 
 def show_status(args: argparse.Namespace) -> int:
-    """`--status`: one table; with `--follow` again and again while anything is at work."""
+    """`--status`: one table; with `--follow` again and again while anything is at work.
+
+    Returns the exit code: with `--follow` 1 where a stage has failed or can never run.
+    """
+    silent = 0  # times in a row that Slurm did not answer
     try:
         run, run_dir = _known_run(args)
         while True:
             records = load_batches(run_dir)
             # Slurm before the disk: what ends in between is then done, and not lost.
             seen = _ask(records)
+            silent = silent + 1 if records and seen is None else 0
             plan = make_plan(
                 run, run_dir, "all", load_profile(args.partition), compare_weights=False
             )
-            is_active = _show_jobs(plan, records, seen) if seen else _show_processes(plan)
-            if not args.follow or not is_active:
+            shown = _show_jobs(plan, records, seen) if seen else _show_processes(plan)
+            if not args.follow:
                 return 0
-            time.sleep(_FOLLOW_SLURM_EVERY_S if seen else _FOLLOW_EVERY_S)
+            if not shown.is_active and not (slurm.is_here() and 0 < silent <= _MOST_SILENT):
+                return int(shown.has_failed)
+            time.sleep(_FOLLOW_SLURM_EVERY_S if records else _FOLLOW_EVERY_S)
             print(flush=True)
-    except (ConfigError, slurm.SlurmError) as error:
-        return _refuse(str(error))
+    except (ConfigError, slurm.SlurmError, OSError) as error:
+        return _refuse(_told(error))
     except KeyboardInterrupt:
         return 130
 
@@ -287,41 +305,54 @@ def _ask(records: Sequence[BatchRecord]) -> jobs_table.Seen | None:
         return None
 
 
-def _show_processes(plan: Plan) -> bool:
-    """The table of a run on this machine; whether its driver is at work."""
+@dataclass(frozen=True)
+class _Shown:
+    """What a table of the state of a run says of all of it."""
+
+    is_active: bool
+    has_failed: bool
+
+
+def _show_processes(plan: Plan) -> _Shown:
+    """The table of a run on this machine, which is active while its driver is at work."""
     _print_lines("", status.status_table(plan.graph, plan.states, plan.run_dir))
-    _print_lines("", status.failures(plan.graph, plan.states, plan.run_dir))
+    failures = status.failures(plan.graph, plan.states, plan.run_dir)
+    _print_lines("", failures)
     driver = lock.holder(plan.run_dir)
     if driver is None:
         print(f"{plan.run_dir}: no driver is at work")
     else:
         print(f"{plan.run_dir}: driver {driver['pid']} on {driver['host']} is at work")
-    return driver is not None
+    return _Shown(driver is not None, bool(failures))
 
 
-def _show_jobs(plan: Plan, records: Sequence[BatchRecord], seen: jobs_table.Seen) -> bool:
-    """The table of a run on Slurm; whether any of its jobs may still change something."""
+def _show_jobs(plan: Plan, records: Sequence[BatchRecord], seen: jobs_table.Seen) -> _Shown:
+    """The table of a run on Slurm, active while any of its jobs may still change something."""
     found = jobs_table.rows(plan.graph, plan.states, plan.run_dir, records, seen)
     _print_lines("", jobs_table.status_lines(found, records, seen))
     is_active = jobs_table.is_active(found)
     if not is_active:
         _print_results(plan.run_dir)
-    return is_active
+    return _Shown(is_active, any(row.state in _FAILED for row in found))
 
 
 def cancel_run(args: argparse.Namespace) -> int:
     """`--cancel`: cancel a run's jobs; ask the driver of the run directory to stop."""
+    elsewhere = ""
     try:
         run_dir = args.run_dir or _load(args, load_profile(args.partition))[1]
         is_on_slurm = bool(load_batches(run_dir))
         if not is_on_slurm or lock.holder(run_dir) is not None:  # a driver may be submitting
-            print(lock.cancel(run_dir))
+            try:
+                print(lock.cancel(run_dir))
+            except lock.LockError as error:  # its jobs can be cancelled from here all the same
+                elsewhere = str(error)
         if is_on_slurm:
             jobs = submit.cancel_run(run_dir)
             print(
                 f"{run_dir}: {len(jobs)} jobs cancelled; running ones save if Slurm's KillWait "
                 "is long enough"
             )
-    except (ConfigError, lock.LockError, slurm.SlurmError) as error:
-        return _refuse(str(error))
-    return 0
+    except (ConfigError, slurm.SlurmError, OSError) as error:
+        return _refuse(_told(error))
+    return _refuse(elsewhere) if elsewhere else 0

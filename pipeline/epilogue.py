@@ -110,7 +110,11 @@ def _look_at(stage_dir: Path, name: str, science_hash: str, attempt: int) -> Sta
     state = progress.read_state(stage_dir)
     if state.get("attempt") != attempt:  # of an attempt before: in this one, no rank began
         state = {}
-    record = read_done(stage_dir, science_hash)
+    try:
+        record = read_done(stage_dir, science_hash)
+    except OSError as error:  # its next start sees whether it is done
+        print(f"{stage_dir}: {error}", flush=True)
+        record = None
     # A report is made anew in its place, where the record of the one before lies all the while.
     is_old = record is not None and record.stage == "report" and state.get("state") != "done"
     may_retry = bool(state.get("may_retry", True))

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field
 
 from data_prep import atomic
-from data_prep.config import ConfigError, StrictModel, load_yaml, parse_model
+from data_prep.config import ConfigError, StrictModel, load_yaml, parse_model, parse_yaml
 from pipeline import paths
 from pipeline.config import RunConfig, StageName
 from tigan.config import TrainingConfig
@@ -92,10 +92,14 @@ def read_frozen(stage_dir: Path) -> FrozenStage:
 
 
 def read_frozen_tree(stage_dir: Path) -> dict[str, Any]:
-    """`config.yaml` as it stands; empty where it is missing or damaged."""
+    """`config.yaml` as it stands; empty where it is missing or damaged.
+
+    Raises OSError where it is there, but cannot be read now: what was half made is then no other.
+    """
+    path = stage_dir / paths.CONFIG
     try:
-        return load_yaml(stage_dir / paths.CONFIG).tree
-    except ConfigError:
+        return parse_yaml(path.read_bytes().decode(), str(path)).tree
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, ConfigError):
         return {}
 
 

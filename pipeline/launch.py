@@ -103,6 +103,8 @@ def _srun_arguments(record: BatchRecord, profile: SlurmProfile, layout: SlurmLay
         # have nothing to do with each other.
         f"--kill-on-bad-exit={0 if record.shares_node else 1}",
     ]
+    if record.shares_node:  # a site's WaitTime would end the others some time after the first
+        arguments.append("--wait=0")
     if profile.cpu_bind is not None:
         arguments.append(f"--cpu-bind={profile.cpu_bind}")
     if profile.mpi is not None and record.stage.startswith("pack_"):

@@ -20,6 +20,7 @@ from pipeline.plan import Plan, freeze, is_finished
 from pipeline.profiles import LocalProfile, Resources, find_mpiexec
 from pipeline.stopping import EXIT_PREEMPTED
 
+_SAVE_S = 60.0
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What an outer launcher may have left in the environment: a stage would take itself for a rank.
 _FOREIGN = (
@@ -123,12 +124,22 @@ class Scheduler:
         try:
             yield
         except BaseException:
-            for job in self._running.values():  # ours is the fault; leave no orphans
-                _kill(job.process.pid)
+            self._end_all()  # ours is the fault: let them save, and leave no orphans
             raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _end_all(self) -> None:
+        """Ask the running stages to save and stop; kill those that do not in time."""
+        for job in self._running.values():
+            _signal_group(job.process.pid, signal.SIGTERM)
+        end = time.monotonic() + _SAVE_S
+        for job in self._running.values():
+            try:
+                job.process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _kill(job.process.pid)
 
     def _serve_stops(self) -> None:
         """First signal: the stages save and stop. Second: they are killed."""

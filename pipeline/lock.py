@@ -50,7 +50,7 @@ def cancel(run_dir: Path) -> str:
     if content["host"] != identity()["host"]:
         raise LockError(
             f"{run_dir}: its driver runs on {content['host']} (process id {content['pid']}); give "
-            "--cancel there"
+            f"--cancel there (if that machine is gone, delete {run_dir / paths.LOCK})"
         )
     os.kill(content["pid"], signal.SIGTERM)
     return f"{run_dir}: asked the driver (process id {content['pid']}) to save and stop"

@@ -96,7 +96,7 @@ def look(run_dir: Path, node: Node) -> Found:
         has_content=True,
         config=frozen,
         record=read_done(folder, str(frozen.get("science_hash"))),
-        started=atomic.read_json(started) if started.is_file() else None,
+        started=atomic.read_json(started, must_read=True) if started.is_file() else None,
     )
 
 

@@ -200,7 +200,7 @@ def _verify_weights(role: str, folder: Path, record: DoneRecord) -> None:
 def _note_start(frozen: FrozenStage, stage_dir: Path, digests: dict[str, str | None]) -> None:
     """Record what the stage begins with; raise `StageError` where it began with something else."""
     path = stage_dir / paths.STARTED
-    before = atomic.read_json(path)
+    before = atomic.read_json(path, must_read=True)
     if before == digests and path.is_file():
         return
     if path.is_file() and frozen.stage != "report":

@@ -132,7 +132,7 @@ def test_points_that_share_a_node_are_tasks_that_live_and_die_alone(tmp_path: Pa
     record = record_of("gan", ["a", "b", "c"], ["d"], shares_node=True)
     given = launch.parameters(record, profile, None, tmp_path)
     assert given["ntasks_per_node"] == 3  # no more tasks than the fullest job has points
-    assert "--kill-on-bad-exit=0" in given["srun_args"]
+    assert "--kill-on-bad-exit=0" in given["srun_args"] and "--wait=0" in given["srun_args"]
     alone = launch.parameters(record_of("finetune"), profile, None, tmp_path)
     assert alone["ntasks_per_node"] == 1 and "--kill-on-bad-exit=1" in alone["srun_args"]
 

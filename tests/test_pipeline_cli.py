@@ -103,6 +103,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--stage", "all", "--sweep", "nosuch.yaml"], "nosuch.yaml: cannot be read"),
         (["--stage", "all", "--set", "gan.seed=-1"], "gan.seed"),
         (["--status"], "no run here yet"),
+        (["--stage", "all", "--run-dir", "/proc/nothing"], "/proc/nothing: "),
     ],
 )
 def test_wrong_commands_are_one_line_and_exit_2(

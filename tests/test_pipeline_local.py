@@ -1,5 +1,6 @@
 """The local scheduler, with stand-ins for the stage processes, and the driver's lock."""
 
+import errno
 import io
 import json
 import os
@@ -181,6 +182,25 @@ def test_stages_are_tended_when_the_terminal_is_gone() -> None:
     display.line("stopping")
     display.ended("gan", "stopped", 1.0)
     display.close()
+
+
+def test_fault_of_the_driver_lets_the_running_stages_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no further process can be started: days of training must not be killed for it."""
+    made = plan(tiny_run(SWEEP), tmp_path)
+    engine, _ = scheduler(made, {"gan": "until stopped"})
+    ready = tmp_path / "gan" / "ready"
+
+    def no_more(*_: object) -> None:
+        if ready.exists():
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(engine._display, "tick", no_more)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        engine.run()
+    ended = engine._running["gan"].process
+    assert ended.poll() == 75  # what it ends with once it has saved
 
 
 def test_second_signal_kills(tmp_path: Path) -> None:

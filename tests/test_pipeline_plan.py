@@ -1,16 +1,19 @@
 """What is done, stale or to be run; what is moved aside; what stands in the way."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipeline_runs import PROFILE, finish, finish_all, plan, tiny_run
 from tiny_data import write_cityscapes
 
 from data_prep.config import ConfigError, parse_yaml
-from pipeline import nodes
+from pipeline import nodes, paths
 from pipeline.done import digest_of, read_done
 from pipeline.frozen import read_frozen, write_yaml
 from pipeline.plan import freeze, is_finished, make_plan, prepare
@@ -329,6 +332,29 @@ def test_more_labels_than_are_left_and_an_empty_selection_are_told(
         run = tiny_run([{}], **(keys | {"selection_fraction": fraction}))
         lines = [text for text in plan(run, tmp_path / "run").warnings if "selection_" in text]
         assert len(lines) == bool(words) and all(word in lines[0] for word in words)
+
+
+@pytest.mark.parametrize("file", [paths.CONFIG, paths.DONE, paths.STARTED])
+def test_files_that_cannot_be_read_now_make_nothing_anew(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that is away for a minute is no changed configuration."""
+    run = tiny_run()
+    made = plan(run, tmp_path)
+    for name in made.todo[:3]:
+        finish(made, made.graph[name])
+    gan = freeze(made, made.graph["gan"], PROFILE)
+    (gan / paths.STARTED).write_text("{}")
+    real = Path.open
+
+    def away(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == file:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", away)
+    with pytest.raises(OSError, match=file):
+        plan(run, tmp_path)
 
 
 def test_unknown_stage_lists_the_stages(tmp_path: Path) -> None:
