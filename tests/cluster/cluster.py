@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,33 @@ class Cluster:
         before that still runs.
         """
         _script(_UP, str(self.folder), "--node", name)
+
+    def freeze_node(self, name: str) -> None:
+        """Let a node hang, slurmd and jobs: to Slurm it is as lost, but its processes live."""
+        for pid in self._processes(name):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw_node(self, name: str, *, daemon: bool) -> None:
+        """Let what hangs there go on; without its `daemon`, Slurm cannot reach the jobs."""
+        for pid, command in self._processes(name).items():
+            if daemon or command != "slurmd":
+                os.kill(pid, signal.SIGCONT)
+
+    def _processes(self, name: str) -> dict[int, str]:
+        """Process id -> command, of all that runs on a node."""
+        below: dict[int, dict[int, str]] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                pid, _, rest = path.read_text().partition(" (")
+                command, _, fields = rest.rpartition(") ")
+                below.setdefault(int(fields.split()[1]), {})[int(pid)] = command
+        found: dict[int, str] = {}
+        front = [int((self.folder / "run" / f"{name}.pid").read_text())]
+        while front:
+            children = below.get(front.pop(), {})
+            found |= children
+            front += children
+        return found
 
     def env(self) -> dict[str, str]:
         """os.environ for clients of this cluster, without the variables of an outer job."""

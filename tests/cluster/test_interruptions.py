@@ -74,6 +74,28 @@ def test_lost_node(plain: Cluster, new_run: NewRun, undisturbed: str) -> None:
     assert output_digests(run.run_dir)["gan"] == undisturbed, run.describe()
 
 
+def test_node_that_hangs_and_comes_back_leaves_the_next_start_alone(
+    plain: Cluster, new_run: NewRun, undisturbed: str
+) -> None:
+    """Two starts of one job are alive: the first must neither write, nor requeue the second."""
+    run = new_run(plain, nodes=1, tasks_per_node=4)
+    run.drive("--stage", "gan")
+    run.wait_for_checkpoint("gan")
+    shown = plain.run("scontrol", "--oneliner", "show", "job", run.jobs()["gan"])
+    (host,) = re.findall(r"BatchHost=(\S+)", shown)
+    plain.freeze_node(host)
+    try:
+        second = run.run_dir / "gan" / "logs" / "attempt-2.log"
+        run.wait_until(second.exists, "started again elsewhere", timeout_s=180)
+        plain.thaw_node(host, daemon=False)
+        run.wait_until(lambda: "STARTED_AGAIN" in run.batch_log("gan"), "the first has ended")
+        run.finish()
+    finally:
+        plain.thaw_node(host, daemon=True)
+    assert run.requeues("gan") == [], run.batch_log("gan")
+    assert output_digests(run.run_dir)["gan"] == undisturbed, run.describe()
+
+
 def test_scancel_while_saving_stays_cancelled(
     plain: Cluster, new_run: NewRun, undisturbed: str
 ) -> None:
