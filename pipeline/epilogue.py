@@ -90,12 +90,22 @@ def judge(
         why = "stopped"
     elif not any(stage.may_retry for stage in left):
         return Verdict(code or 1, message=f"{names}: failed; see its log")
-    count = before.count(why) + 1
+    count = _count(before, why) + 1
     if count > limits[why]:
         code = EXIT_PREEMPTED if why == "stopped" else code or 1
         return Verdict(code, message=f"{names}: {why}, and requeued {limits[why]} times already")
     message = f"{names}: {why}; to be requeued ({count} of {limits[why]})"
     return Verdict(EXIT_PREEMPTED, why, sick, message)
+
+
+def _count(before: Sequence[str], why: Why) -> int:
+    """How often it was requeued for this reason; of crashes, since it last stopped and saved.
+
+    In a chain of days a few crashes are to be expected, and it went on well in between.
+    """
+    if why == "died" and "stopped" in before:
+        before = before[len(before) - before[::-1].index("stopped") :]
+    return before.count(why)
 
 
 def look(record: BatchRecord, unit: Sequence[str], run_dir: Path, restarts: int) -> list[Stage]:

@@ -164,7 +164,8 @@ class SlurmProfile(SlurmLayout):
     max_retries: int = Field(
         default=2,
         ge=0,
-        description="times that a job whose ranks died is requeued; wrong input is never retried",
+        description="times that a job whose ranks died is requeued, since it last stopped and "
+        "saved; wrong input is never retried",
     )
     health_check_s: int = Field(
         default=120,

@@ -68,6 +68,15 @@ def test_each_reason_has_a_limit_of_its_own(stage: Stage, why: Why) -> None:
     assert last.code == (75 if why == "stopped" else 9)
 
 
+def test_crashes_count_since_the_last_stop() -> None:
+    """A chain of days is not to end of crashes that it has long got over."""
+    for before in (["died", "stopped"], ["stopped", "died", "stopped"]):
+        assert verdict(DIED, before=before).requeue == "died"
+    for before in (["died"], ["stopped", "died"], ["stopped", "unhealthy", "died"]):
+        assert verdict(DIED, before=before).requeue is None
+    assert verdict(STOPPED, before=["stopped", "died", "stopped", "stopped"]).requeue is None
+
+
 def test_wrong_input_is_not_tried_again() -> None:
     found = verdict(WRONG, code=1)
     assert (found.code, found.requeue) == (1, None)
