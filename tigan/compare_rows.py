@@ -225,8 +225,9 @@ def repeated(runs: Sequence[Run], lines: Sequence[Line]) -> list[str]:
                 labels = f", {line.labels} labels" if line.labels else ""
                 found.append(
                     f"{run.name}: {line.title}{labels}, {INPUT_NAMES[line.input]}: {len(rows)} "
-                    f"rows share {different} sets of seeds and draws. The run sweeps a setting "
-                    "that its results.json, made by an older version, does not tell; the mean is "
-                    "over its values too (--stage report makes it anew)"
+                    f"rows share {different} sets of seeds and draws. Two nodes of the run hold "
+                    "the same replicate, or its report is of an older version, which did not tell "
+                    "every swept setting (--stage report --force report makes it anew); the mean "
+                    "is over all of these rows"
                 )
     return found
